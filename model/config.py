@@ -1,0 +1,126 @@
+"""Frozen dataclasses that describe a Mask R-CNN. Defaults are the modern COCO recipe (detectron2's R50-FPN 1x).
+
+Every convention on which two public implementations differ is a value here, so that weights of either can be used
+exactly: see `TORCHVISION_V1` in model/weights/torchvision.py for torchvision's set.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+Depth = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
+StrideIn = Literal["1x1", "3x3"]
+Paste = Literal["exact", "integer"]
+MaskTarget = Literal["crop", "image"]
+MaskSchemeName = Literal["independent"]
+Normaliser = Literal["budget", "sampled"]
+
+
+class Section:
+    """Base of every config section: unknown keys are refused, booleans are no numbers (read by pydantic in pipeline/)."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True)
+class InputConfig(Section):
+    """How uint8 RGB pixels become the network's input: (pixel - mean) / std, zero padded to a multiple of `divisor`."""
+
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0..255 (ImageNet)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # RGB, 0..255
+    divisor: int = 32  # pixels; the deepest FPN stride
+
+
+@dataclass(frozen=True)
+class TrunkConfig(Section):
+    """ResNet + FPN (He et al. 2016; Lin et al. 2017)."""
+
+    depth: Depth = "resnet50"
+    norm: Norm = "frozen_bn"
+    norm_eps: float = 1e-5
+    stride_in: StrideIn = "3x3"  # which convolution of a bottleneck has the stride: torchvision "3x3", MSRA "1x1"
+    freeze_stages: int = 2  # 0 nothing, 1 the stem, 2 stem + layer1 (res2), ... 5 everything
+    fpn_channels: int = 256
+
+
+@dataclass(frozen=True)
+class AnchorConfig(Section):
+    """One scale a level on P2..P6 (FPN), three aspect ratios (height / width)."""
+
+    sizes_px: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rounded: bool = False  # torchvision rounds the corners to whole pixels
+    stride_from_grid: bool = False  # torchvision: stride = padded image size // grid size (P6 may be off); else 2^level
+
+
+@dataclass(frozen=True)
+class RPNConfig(Section):
+    """Region proposal network (Ren et al. 2015) with FPN's shared head."""
+
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    foreground_iou: float = 0.7
+    background_iou: float = 0.3
+    batch_per_image: int = 256  # sampled anchors an image
+    positive_fraction: float = 0.5
+    pre_nms_train: int = 2000  # a level
+    pre_nms_test: int = 1000  # a level
+    post_nms_train: int = 1000  # an image
+    post_nms_test: int = 1000  # an image
+    nms_iou: float = 0.7
+    min_size_px: float = 0.0  # smaller proposals are dropped (torchvision: 1e-3)
+    box_beta: float = 0.0  # smooth-L1 beta; 0 is L1 (torchvision: 1/9)
+    normaliser: Normaliser = "budget"  # losses over batch_per_image x images, or over what was sampled (torchvision)
+
+
+@dataclass(frozen=True)
+class RoIConfig(Section):
+    """Sampling of RoIs for the heads, and RoIAlign (Mask R-CNN 3)."""
+
+    foreground_iou: float = 0.5
+    batch_per_image: int = 512
+    positive_fraction: float = 0.25
+    sampling_ratio: int = 0  # bilinear samples a bin and axis; 0 adapts to the RoI's size; the paper's 4 samples are 2
+    aligned: bool = True  # False shifts features by half a pixel (torchvision v1, Caffe2)
+    canonical_size_px: float = 224.0  # FPN eq. 1
+    canonical_level: int = 4  # FPN eq. 1
+
+
+@dataclass(frozen=True)
+class BoxConfig(Section):
+    """Box head: RoIAlign -> fully connected layers -> class scores and class-specific box deltas."""
+
+    roi_size: int = 7
+    hidden: int = 1024
+    layers: int = 2
+    weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)  # of dx, dy, dw, dh
+    box_beta: float = 0.0  # smooth-L1 beta; 0 is L1 (torchvision: 1/9)
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    min_size_px: float = 0.0  # smaller detections are dropped (torchvision: 1e-2)
+    detections_per_image: int = 100
+
+
+@dataclass(frozen=True)
+class MaskConfig(Section):
+    """Mask head: RoIAlign -> convolutions -> deconvolution -> one mask a class (Mask R-CNN figure 4, right)."""
+
+    scheme: MaskSchemeName = "independent"  # per-class sigmoid (Mask R-CNN table 2b)
+    roi_size: int = 14  # masks come out at twice this size
+    channels: int = 256
+    convs: int = 4
+    target: MaskTarget = "crop"  # from 112 x 112 crops, binarised; "image": soft, from full-resolution masks (torchvision)
+    paste: Paste = "exact"  # sub-pixel boxes; "integer": torchvision's rounded boxes with one pixel of padding
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """A whole model. `mask: null` is Faster R-CNN."""
+
+    classes: int = 80  # object classes K; background is class 0 and not counted
+    input: InputConfig = field(default_factory=InputConfig)
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    rpn: RPNConfig = field(default_factory=RPNConfig)
+    roi: RoIConfig = field(default_factory=RoIConfig)
+    box: BoxConfig = field(default_factory=BoxConfig)
+    mask: MaskConfig | None = field(default_factory=MaskConfig)

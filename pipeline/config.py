@@ -1,0 +1,111 @@
+"""RunConfig: everything one run is made of. configs/base.yaml documents each key with its unit and source."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model.config import ModelConfig, Section
+
+Precision = Literal["bf16", "float32"]
+Engine = Literal["hotcoco", "pycocotools"]
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Which shards, and how a record becomes an input."""
+
+    train: str | None = None  # directory of shards
+    val: str | None = None  # directory of shards
+    train_sizes_px: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # shorter side, one drawn a batch
+    train_max_size_px: int = 1333  # longer side at most
+    test_size_px: int = 800
+    test_max_size_px: int = 1333
+    flip_probability: float = 0.5
+    drop_empty: bool = True  # images without a trainable object are left out of training (and counted)
+    decode_threads: int | None = None  # a worker; null: one a CPU of the worker
+    prefetch_batches: int = 4  # decoded batches kept ready a worker
+    task_rows: int = 64  # rows one Ray Data task reads
+    window_groups: int = 256  # Parquet row groups whose rows are shuffled together
+    aspect_buckets: int = 2  # batches hold images of one range of width / height
+
+
+@dataclass(frozen=True)
+class OptimConfig(Section):
+    """SGD with linear warm-up and steps."""
+
+    lr: float = 0.02  # for a batch of `lr_batch_images`; scales linearly with train.batch_images (Goyal et al. 2017)
+    lr_batch_images: int = 16
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    weight_decay_norm: float = 0.0  # of normalisation layers
+    weight_decay_bias: float = 1e-4
+    warmup_steps: int = 1000
+    warmup_factor: float = 0.001  # the first step's share of lr
+    milestones: tuple[int, ...] = (60000, 80000)  # steps after which lr is multiplied by gamma
+    gamma: float = 0.1
+    clip_norm: float | None = None  # gradient norm at most; null: no clipping
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
+    """The loop."""
+
+    name: str | None = None  # of the run; null: made from the config's name and the time. The same name continues.
+    steps: int = 90000
+    batch_images: int = 16  # global, over all workers; stays fixed when the number of workers changes
+    seed: int = 0
+    precision: Precision = "bf16"
+    log_every_steps: int = 20
+    checkpoint_every_steps: int = 2500
+    keep_checkpoints: int = 2
+    max_bad_steps: int = 10  # consecutive steps with a loss that is not finite before the run stops
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Section):
+    """Evaluation on data.val after training."""
+
+    batch_images: int = 8  # a worker
+    engine: Engine = "hotcoco"
+    max_images: int | None = None  # null: all of data.val
+    pictures: int = 8  # prediction beside ground truth
+
+
+@dataclass(frozen=True)
+class TrackConfig(Section):
+    """MLflow."""
+
+    uri: str | None = None  # null: sqlite in cluster.runs_dir
+    experiment: str = "maskrcnn"
+
+
+@dataclass(frozen=True)
+class ClusterConfig(Section):
+    """Ray."""
+
+    runs_dir: str = "runs"  # checkpoints, results, MLflow store; on a cluster a path every node sees
+    address: str | None = None  # of a running Ray cluster; null: RAY_ADDRESS, else a Ray of our own
+    workers: int | None = None  # null: one a GPU, or on a machine without GPUs one a CPU (at most 8)
+    gpus_per_worker: float | None = None  # null: 1 where there are GPUs, else 0
+    cpus_per_worker: float | None = None  # null: what the machine serves, minus room for reading
+    max_failures: int = 3  # restarts from the last checkpoint before the run fails
+
+
+@dataclass(frozen=True)
+class InitConfig(Section):
+    """Where weights come from."""
+
+    weights: str | None = None  # checkpoint directory, or a torchvision state dict (.pth, .safetensors); null: random
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
