@@ -17,7 +17,7 @@ Normaliser = Literal["budget", "sampled"]
 
 
 class Section:
-    """Base of every config section: unknown keys are refused, booleans are no numbers (read by pydantic in pipeline/)."""
+    """Base of every config section: unknown keys are refused, booleans are no numbers (pydantic reads it)."""
 
     __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "strict": True}
 
@@ -108,7 +108,9 @@ class MaskConfig(Section):
     roi_size: int = 14  # masks come out at twice this size
     channels: int = 256
     convs: int = 4
-    target: MaskTarget = "crop"  # from 112 x 112 crops, binarised; "image": soft, from full-resolution masks (torchvision)
+    target: MaskTarget = (
+        "crop"  # from 112 x 112 crops, binarised; "image": soft, from full-resolution masks (torchvision)
+    )
     paste: Paste = "exact"  # sub-pixel boxes; "integer": torchvision's rounded boxes with one pixel of padding
     threshold: float = 0.5
 

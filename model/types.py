@@ -4,7 +4,7 @@ Shape legend: B images, G ground-truth slots, H x W padded input, N detections, 
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ _T = TypeVar("_T", "Targets", "Batch")
 
 
 def _to(value: _T, device: torch.device | str) -> _T:
-    moved = {
+    moved: dict[str, Any] = {
         f.name: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
         for f in fields(value)
         if (v := getattr(value, f.name)) is not None

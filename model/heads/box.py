@@ -1,0 +1,101 @@
+"""Box head: class scores and class-specific boxes of RoIs (Fast R-CNN 2; FPN 4.2's two fully connected layers).
+
+Legend: R RoIs, C channels, K object classes, N detections.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from model.config import BoxConfig
+from model.ops.boxes import clip_boxes, decode_boxes, encode_boxes, smooth_l1
+from model.types import Losses
+
+
+class BoxHead(nn.Module):
+    """Crops -> class logits (background first) and box deltas."""
+
+    weights: Tensor
+
+    def __init__(self, channels: int, classes: int, config: BoxConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = classes
+        self.register_buffer("weights", torch.tensor(config.weights), False)
+        widths = [channels * config.roi_size**2] + [config.hidden] * config.layers
+        self.fc = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.scores = nn.Linear(widths[-1], classes + 1)
+        self.deltas = nn.Linear(widths[-1], classes * 4)
+        for layer in self.fc:
+            nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.scores.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        nn.init.zeros_(self.scores.bias)
+        nn.init.zeros_(self.deltas.bias)
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """crops [R, C, P, P] -> logits float32 [R, K + 1], deltas float32 [R, K, 4]."""
+        x = crops.flatten(1)
+        for layer in self.fc:
+            x = F.relu(layer(x), inplace=True)
+        return self.scores(x).float(), self.deltas(x).float().reshape(-1, self.classes, 4)
+
+    def losses(
+        self, logits: Tensor, deltas: Tensor, rois: Tensor, classes: Tensor, truth: Tensor, valid: Tensor
+    ) -> Losses:
+        """Fast R-CNN eq. 1, averaged over the real RoIs.
+
+        Args:
+            logits: [R, K + 1].
+            deltas: [R, K, 4].
+            rois: [R, 4] xyxy.
+            classes: int64 [R], 0 for background.
+            truth: [R, 4], the ground-truth box a positive RoI answers for.
+            valid: bool [R], which slots are real.
+        """
+        positive = valid & (classes > 0)
+        safe = torch.where(positive[:, None], rois, _unit(rois))
+        target = encode_boxes(torch.where(positive[:, None], truth, safe), safe, self.weights)
+        own = (classes - 1).clamp(min=0)[:, None, None].expand(-1, 1, 4)
+        distance = smooth_l1(deltas.gather(1, own)[:, 0], target, self.config.box_beta)
+        count = valid.sum().clamp(min=1)
+        return {
+            "box/class": (F.cross_entropy(logits, classes, reduction="none") * valid).sum() / count,
+            "box/box": (distance * positive[:, None]).sum() / count,
+        }
+
+    @torch.no_grad()
+    def detect(
+        self, logits: Tensor, deltas: Tensor, rois: Tensor, valid: Tensor, sizes: Tensor
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Boxes [N, 4], scores [N] and classes [N] of each image, best first: threshold, NMS a class, the best 100.
+
+        Args:
+            logits: [B, P, K + 1].
+            deltas: [B, P, K, 4].
+            rois: [B, P, 4] xyxy.
+            valid: bool [B, P].
+            sizes: int64 [B, 2] (height, width) before padding.
+        """
+        config = self.config
+        probabilities = logits.softmax(-1)[..., 1:]  # [B, P, K]
+        boxes = clip_boxes(decode_boxes(deltas, rois[:, :, None], self.weights), sizes)  # [B, P, K, 4]
+        smallest = (boxes[..., 2:] - boxes[..., :2]).amin(-1)
+        large = smallest >= config.min_size_px if config.min_size_px > 0 else smallest > 0
+        candidates = (probabilities > config.score_threshold) & large & valid[..., None]
+        detections = []
+        for image in range(len(rois)):  # prediction may wait for the device: its output has no fixed shape
+            proposal, own = candidates[image].nonzero(as_tuple=True)
+            found, scores = boxes[image, proposal, own], probabilities[image, proposal, own]
+            keep = torchvision.ops.batched_nms(found, scores, own, config.nms_iou)[: config.detections_per_image]
+            detections.append((found[keep], scores[keep], own[keep] + 1))
+        return detections
+
+
+def _unit(boxes: Tensor) -> Tensor:
+    """The box (0, 0, 1, 1) on the device of `boxes`: a harmless stand-in where there is none."""
+    return (torch.arange(4, device=boxes.device) >= 2).to(boxes.dtype)

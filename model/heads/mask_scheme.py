@@ -1,0 +1,43 @@
+"""How mask logits of several classes compete (Mask R-CNN 3, table 2b): channels, loss and probabilities of a scheme."""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class MaskScheme(Protocol):
+    """One scheme. Legend: R RoIs, K classes, m mask side."""
+
+    def channels(self, classes: int) -> int:
+        """Output channels of the predictor."""
+
+    def loss(self, logits: Tensor, classes: Tensor, target: Tensor) -> Tensor:
+        """Per-pixel loss [R, m, m].
+
+        logits [R, channels, m, m], classes int64 [R] (1..K), target float32 [R, m, m] in 0..1.
+        """
+
+    def probabilities(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Foreground probability [R, m, m] for each RoI's class."""
+
+
+class Independent:
+    """A sigmoid a class; only the true class's mask is trained: masks do not compete with one another."""
+
+    def channels(self, classes: int) -> int:
+        """One mask a class."""
+        return classes
+
+    def _own(self, logits: Tensor, classes: Tensor) -> Tensor:
+        index = (classes - 1).clamp(min=0)[:, None, None, None].expand(-1, 1, *logits.shape[-2:])
+        return logits.gather(1, index)[:, 0]
+
+    def loss(self, logits: Tensor, classes: Tensor, target: Tensor) -> Tensor:
+        """Binary cross-entropy on the true class's mask."""
+        return F.binary_cross_entropy_with_logits(self._own(logits, classes), target, reduction="none")
+
+    def probabilities(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Sigmoid of the class's own mask."""
+        return torch.sigmoid(self._own(logits, classes))

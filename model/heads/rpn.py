@@ -1,0 +1,113 @@
+"""Region proposal network (Ren et al. 2015): a small head shared by the levels, its loss, its proposals.
+
+Legend: B images, L levels, A anchors an image over all levels (A_l on one level), P proposals, G ground-truth slots.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import RPNConfig
+from model.ops.anchors import cell_anchors, pyramid_anchors
+from model.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes, smooth_l1
+from model.ops.matching import match
+from model.ops.nms import nms_keep
+from model.ops.sampling import gather_slots, sample_slots
+from model.trunks.fpn import Pyramid
+from model.types import Losses, Targets
+
+
+class RPN(nn.Module):
+    """Scores anchors, proposes boxes."""
+
+    cells: Tensor
+    weights: Tensor
+
+    def __init__(self, channels: int, config: RPNConfig) -> None:
+        super().__init__()
+        self.config = config
+        anchors = config.anchors
+        self.register_buffer("cells", cell_anchors(anchors.sizes_px, anchors.ratios, anchors.rounded), False)
+        self.register_buffer("weights", torch.ones(4), False)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, len(anchors.ratios), 1)
+        self.deltas = nn.Conv2d(channels, 4 * len(anchors.ratios), 1)
+        for conv in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, pyramid: Pyramid) -> tuple[list[Tensor], list[Tensor]]:
+        """Objectness logits float32 [B, A_l] and deltas float32 [B, A_l, 4] of each level."""
+        objectness, deltas = [], []
+        for feature in pyramid.values():
+            hidden = F.relu(self.conv(feature), inplace=True)
+            objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float())
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4).float())
+        return objectness, deltas
+
+    def anchors(self, pyramid: Pyramid, padded_size: tuple[int, int]) -> list[Tensor]:
+        """Anchors float32 [A_l, 4] of each level, pixels of the padded input."""
+        grids = [(feature.shape[-2], feature.shape[-1]) for feature in pyramid.values()]
+        if self.config.anchors.stride_from_grid:
+            strides = [(padded_size[0] // rows, padded_size[1] // columns) for rows, columns in grids]
+        else:
+            strides = [(2**level, 2**level) for level in pyramid]
+        return pyramid_anchors(self.cells, grids, strides)
+
+    @torch.no_grad()
+    def propose(
+        self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The best boxes after NMS: [B, P, 4] in pixels of the input, best first, and which slots are real [B, P]."""
+        config = self.config
+        pre_nms, post_nms = (
+            (config.pre_nms_train, config.post_nms_train)
+            if self.training
+            else (config.pre_nms_test, config.post_nms_test)
+        )
+        boxes, scores = [], []
+        for logits, moves, boxes_of_level in zip(objectness, deltas, anchors, strict=True):
+            best, index = logits.topk(min(pre_nms, logits.shape[1]), dim=1)
+            boxes.append(decode_boxes(gather_slots(moves, index), boxes_of_level[index], self.weights))
+            scores.append(best)
+        widest = max(score.shape[1] for score in scores)
+        images = len(sizes)
+        # [B, L, N]: NMS never mixes levels, so each is a group, padded to the widest one.
+        padded_boxes = torch.stack([F.pad(b, (0, 0, 0, widest - b.shape[1])) for b in boxes], 1)
+        padded_scores = torch.stack([F.pad(s, (0, widest - s.shape[1]), value=-torch.inf) for s in scores], 1)
+        padded_boxes = clip_boxes(padded_boxes, sizes)
+        side = padded_boxes[..., 2:] - padded_boxes[..., :2]
+        smallest = side.amin(-1)
+        large = smallest >= config.min_size_px if config.min_size_px > 0 else smallest > 0
+        valid = large & padded_scores.isfinite()
+        keep = nms_keep(padded_boxes.flatten(0, 1), padded_scores.flatten(0, 1), valid.flatten(0, 1), config.nms_iou)
+        kept_scores = padded_scores.masked_fill(~keep.reshape(valid.shape), -torch.inf).reshape(images, -1)
+        best, index = kept_scores.topk(min(post_nms, kept_scores.shape[1]), dim=1)
+        return gather_slots(padded_boxes.reshape(images, -1, 4), index), best > -torch.inf
+
+    def losses(
+        self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], targets: Targets, noise: Tensor
+    ) -> Losses:
+        """Faster R-CNN eq. 1 on sampled anchors. `noise` float32 [B, A] in [0, 1) is the randomness of the sample."""
+        config = self.config
+        logits, moves, boxes = torch.cat(objectness, 1), torch.cat(deltas, 1), torch.cat(anchors)
+        with torch.no_grad():
+            truth_index, label = match(
+                box_iou(targets.boxes, boxes), targets.valid, config.foreground_iou, config.background_iou, True
+            )
+            index, valid = sample_slots(label, noise, config.batch_per_image, config.positive_fraction)
+            positive = valid & (gather_slots(label, index) == 1)  # [B, S]
+            truth = gather_slots(targets.boxes, gather_slots(truth_index, index))
+            reference = boxes[index]  # [B, S, 4]
+            truth = torch.where(positive[..., None], truth, reference)
+            target = encode_boxes(truth, reference, self.weights)
+            if config.normaliser == "budget":
+                count = torch.full((), float(config.batch_per_image * len(index)), device=logits.device)
+            else:
+                count = valid.sum().clamp(min=1).float()
+        entropy = F.binary_cross_entropy_with_logits(gather_slots(logits, index), positive.float(), reduction="none")
+        distance = smooth_l1(gather_slots(moves, index), target, config.box_beta)
+        return {
+            "rpn/objectness": (entropy * valid).sum() / count,
+            "rpn/box": (distance * positive[..., None]).sum() / count,
+        }

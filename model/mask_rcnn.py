@@ -1,0 +1,184 @@
+"""Mask R-CNN (He et al. 2017), figure 1 in code: trunk -> proposals -> box head -> mask head.
+
+Legend: B images, G ground-truth slots, P proposals, S sampled RoIs an image, A anchors an image, K classes, m mask
+side.
+The loss has fixed shapes and never waits for the device; prediction has not and does.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import InputConfig, RoIConfig
+from model.heads.box import BoxHead
+from model.heads.mask import MaskHead
+from model.heads.rpn import RPN
+from model.ops.boxes import box_iou, clip_boxes
+from model.ops.mask_targets import targets_from_crops, targets_from_images
+from model.ops.matching import match
+from model.ops.sampling import gather_slots, sample_slots
+from model.trunks.fpn import FPN, Pyramid
+from model.types import Batch, Detections, Losses, Targets
+
+
+@dataclass(frozen=True)
+class SamplingNoise:
+    """The randomness of one step: which anchors and RoIs train. float32 in [0, 1)."""
+
+    anchors: Tensor  # [B, A]
+    rois: Tensor  # [B, P + G]: proposals, then ground truth
+
+
+@dataclass(frozen=True)
+class SampledRoIs:
+    """RoIs that train the heads. The first `positives` slots of each image hold every positive one."""
+
+    boxes: Tensor  # float32 [B, S, 4]
+    classes: Tensor  # int64 [B, S], 0 background
+    truth_index: Tensor  # int64 [B, S], which ground-truth slot a RoI answers for
+    valid: Tensor  # bool [B, S]
+    positives: int
+
+
+class MaskRCNN(nn.Module):
+    """`model(batch)` gives the losses, `model.predict(batch)` the detections. Without `mask` it is Faster R-CNN."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, inputs: InputConfig, trunk: FPN, rpn: RPN, roi: RoIConfig, box: BoxHead, mask: MaskHead | None
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(inputs.mean), False)
+        self.register_buffer("std", torch.tensor(inputs.std), False)
+        self.divisor = inputs.divisor
+        self.roi = roi
+        self.trunk = trunk
+        self.rpn = rpn
+        self.box = box
+        self.mask = mask
+
+    def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> float32 [B, 3, H', W'] (channels last in memory), zero outside `sizes` [B, 2]."""
+        height, width = images.shape[1:3]
+        rows = torch.arange(height, device=images.device)[None, :, None] < sizes[:, 0, None, None]
+        columns = torch.arange(width, device=images.device)[None, None, :] < sizes[:, 1, None, None]
+        x = (images.float() - self.mean) / self.std * (rows & columns)[..., None]
+        x = F.pad(x, (0, 0, 0, -width % self.divisor, 0, -height % self.divisor))
+        return x.permute(0, 3, 1, 2)
+
+    def forward(self, batch: Batch, noise: SamplingNoise | None = None) -> Losses:
+        """Losses of a batch with targets, as named scalars whose sum is to be minimised (Mask R-CNN 3).
+
+        Args:
+            batch: with targets.
+            noise: the randomness of sampling; None draws it from torch's generator.
+        """
+        targets = batch.targets
+        if targets is None:
+            raise ValueError("the loss needs batch.targets, got None; call model.predict(batch) to detect")
+        images = self.normalise(batch.images, batch.sizes)
+        pyramid = self.trunk(images)
+        objectness, deltas = self.rpn(pyramid)
+        anchors = self.rpn.anchors(pyramid, (images.shape[2], images.shape[3]))
+        proposals, real = self.rpn.propose(objectness, deltas, anchors, batch.sizes)
+        if noise is None:
+            noise = self._draw(len(images), sum(map(len, anchors)), proposals.shape[1] + targets.boxes.shape[1])
+        losses: Losses = self.rpn.losses(objectness, deltas, anchors, targets, noise.anchors)
+        rois = self.sample(proposals, real, targets, noise.rois)
+        losses |= self._box_losses(pyramid, rois, targets)
+        if self.mask is not None:
+            losses |= self._mask_losses(self.mask, pyramid, rois, targets)
+        return losses
+
+    def _draw(self, images: int, anchors: int, candidates: int) -> SamplingNoise:
+        device = self.mean.device
+        return SamplingNoise(torch.rand(images, anchors, device=device), torch.rand(images, candidates, device=device))
+
+    @torch.no_grad()
+    def sample(self, proposals: Tensor, real: Tensor, targets: Targets, noise: Tensor) -> SampledRoIs:
+        """RoIs for the heads: proposals [B, P, 4] and ground truth, 1 positive to 3 negatives (Mask R-CNN 3.1)."""
+        roi = self.roi
+        boxes = torch.cat([proposals, targets.boxes], 1)  # [B, P + G, 4]
+        usable = torch.cat([real, targets.valid], 1)
+        truth_index, label = match(
+            box_iou(targets.boxes, boxes), targets.valid, roi.foreground_iou, roi.foreground_iou, False
+        )
+        label = label.masked_fill(~usable, -1)
+        index, valid = sample_slots(label, noise, roi.batch_per_image, roi.positive_fraction)
+        positive = valid & (gather_slots(label, index) == 1)
+        truth_index = gather_slots(truth_index, index)
+        classes = torch.where(positive, gather_slots(targets.classes, truth_index), 0)
+        positives = min(int(roi.batch_per_image * roi.positive_fraction), index.shape[1])
+        return SampledRoIs(gather_slots(boxes, index), classes, truth_index, valid, positives)
+
+    def _box_losses(self, pyramid: Pyramid, rois: SampledRoIs, targets: Targets) -> Losses:
+        boxes = rois.boxes.flatten(0, 1)
+        crops = self.trunk.crop(pyramid, boxes, _image_index(rois.boxes), self.box.config.roi_size)
+        logits, deltas = self.box(crops)
+        truth = gather_slots(targets.boxes, rois.truth_index).flatten(0, 1)
+        return self.box.losses(logits, deltas, boxes, rois.classes.flatten(), truth, rois.valid.flatten())
+
+    def _mask_losses(self, head: MaskHead, pyramid: Pyramid, rois: SampledRoIs, targets: Targets) -> Losses:
+        if targets.masks is None:
+            raise ValueError("the mask loss needs targets.masks, got None; set model.mask: null to train boxes only")
+        boxes = rois.boxes[:, : rois.positives]
+        classes = rois.classes[:, : rois.positives].flatten()
+        truth_index = rois.truth_index[:, : rois.positives]
+        image_index = _image_index(boxes)
+        flat = boxes.flatten(0, 1)
+        logits = head(self.trunk.crop(pyramid, flat, image_index, head.config.roi_size))
+        with torch.no_grad():
+            slots = targets.masks.shape[1]
+            flat_index = image_index * slots + truth_index.flatten()  # of [B * G]
+            masks = targets.masks.flatten(0, 1)
+            if head.config.target == "crop":
+                truth = gather_slots(targets.boxes, truth_index).flatten(0, 1)
+                target = targets_from_crops(masks[flat_index], truth, flat, head.size)
+            else:
+                target = targets_from_images(masks, flat_index, flat, head.size)
+        return head.losses(logits, classes, target, classes > 0)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[Detections]:
+        """Detections of every image, in pixels of the original image (batch.original_sizes), best first.
+
+        The model must be in eval mode: batch norm would otherwise use the batch's statistics.
+        """
+        if self.training:
+            raise RuntimeError("predict() needs the model in eval mode; call model.eval() first")
+        images = self.normalise(batch.images, batch.sizes)
+        pyramid = self.trunk(images)
+        objectness, deltas = self.rpn(pyramid)
+        anchors = self.rpn.anchors(pyramid, (images.shape[2], images.shape[3]))
+        rois, real = self.rpn.propose(objectness, deltas, anchors, batch.sizes)
+        crops = self.trunk.crop(pyramid, rois.flatten(0, 1), _image_index(rois), self.box.config.roi_size)
+        logits, moves = self.box(crops)
+        shape = rois.shape[:2]
+        found = self.box.detect(logits.reshape(*shape, -1), moves.reshape(*shape, -1, 4), rois, real, batch.sizes)
+        counts = [len(boxes) for boxes, _, _ in found]
+        masks: list[Tensor | None] = [None] * len(found)
+        if self.mask is not None:
+            boxes = torch.cat([boxes for boxes, _, _ in found])
+            classes = torch.cat([classes for _, _, classes in found])
+            image_index = torch.arange(len(found), device=boxes.device).repeat_interleave(
+                torch.tensor(counts, device=boxes.device)
+            )
+            crops = self.trunk.crop(pyramid, boxes, image_index, self.mask.config.roi_size)
+            masks = list(torch.split(self.mask.probabilities(self.mask(crops), classes), counts))
+        scale = (batch.original_sizes / batch.sizes).flip(1).repeat(1, 2).float()  # [B, 4]: x, y, x, y
+        results = []
+        for image, (boxes, scores, classes) in enumerate(found):
+            original = clip_boxes((boxes * scale[image])[None], batch.original_sizes[image : image + 1])[0]
+            height, width = batch.original_sizes[image].tolist()
+            results.append(Detections(original, scores, classes, masks[image], (height, width)))
+        return results
+
+
+def _image_index(boxes: Tensor) -> Tensor:
+    """int64 [B * N] for boxes [B, N, 4] flattened: which image each came from."""
+    images, count = boxes.shape[:2]
+    return torch.arange(images, device=boxes.device)[:, None].expand(images, count).flatten()

@@ -1,0 +1,53 @@
+"""Feature pyramid network (Lin et al. 2017) over a ResNet: the trunk of Mask R-CNN R50-FPN and its kin."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import RoIConfig, TrunkConfig
+from model.ops.roi import assign_levels, roi_align
+from model.trunks.resnet import ResNet
+
+Pyramid = dict[int, Tensor]  # level -> [B, C, H / 2^level, W / 2^level]
+
+
+class FPN(nn.Module):
+    """Trunk: `forward(images)` makes a pyramid P2..P6, `crop` reads RoIs from P2..P5."""
+
+    def __init__(self, config: TrunkConfig, roi: RoIConfig) -> None:
+        super().__init__()
+        self.roi = roi
+        self.channels = config.fpn_channels
+        self.body = ResNet(config)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, config.fpn_channels, 1) for c in self.body.channels)
+        self.output = nn.ModuleList(
+            nn.Conv2d(config.fpn_channels, config.fpn_channels, 3, padding=1) for _ in self.body.channels
+        )
+        for conv in [*self.lateral, *self.output]:
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, images: Tensor) -> Pyramid:
+        """images float [B, 3, H, W], H and W multiples of 32 -> {2: P2, ..., 6: P6}."""
+        features = self.body(images)
+        top: Tensor | None = None
+        pyramid: Pyramid = {}
+        for index in reversed(range(4)):
+            lateral = self.lateral[index](features[index])
+            top = lateral if top is None else lateral + F.interpolate(top, size=lateral.shape[-2:], mode="nearest")
+            pyramid[index + 2] = self.output[index](top)
+        pyramid[6] = F.max_pool2d(pyramid[5], 1, 2)  # a subsampled P5, for the largest anchors only (FPN 4.1)
+        return dict(sorted(pyramid.items()))
+
+    def crop(self, pyramid: Pyramid, boxes: Tensor, image_index: Tensor, size: int) -> Tensor:
+        """Features float32 [R, C, size, size] of boxes [R, 4] (pixels of the input) in images [R]."""
+        levels = assign_levels(boxes, self.roi.canonical_size_px, self.roi.canonical_level, 2, 5)
+        return roi_align(
+            [pyramid[level] for level in (2, 3, 4, 5)],
+            (4, 8, 16, 32),
+            boxes,
+            image_index,
+            levels,
+            size,
+            self.roi.sampling_ratio,
+            self.roi.aligned,
+        )
