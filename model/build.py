@@ -12,7 +12,13 @@ MASK_SCHEMES: dict[MaskSchemeName, type[MaskScheme]] = {"independent": Independe
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
-    """A network with the recipe's random initialisation (seed torch first for a reproducible one)."""
+    """A network with the recipe's random initialisation (seed torch first for a reproducible one).
+
+    Raises:
+        ValueError: the configuration does not say how many classes there are.
+    """
+    if config.classes is None:
+        raise ValueError("model.classes is null; set it to the number of object classes, background not counted")
     trunk = FPN(config.trunk, config.roi)
     mask = None
     if config.mask is not None:

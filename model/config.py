@@ -4,8 +4,9 @@ Every convention on which two public implementations differ is a value here, so 
 exactly: see `TORCHVISION_V1` in model/weights/torchvision.py for torchvision's set.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 Depth = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
@@ -16,15 +17,55 @@ MaskSchemeName = Literal["independent"]
 Normaliser = Literal["budget", "sampled"]
 
 
+class Limit(NamedTuple):
+    """The range of a number, or of each number of a tuple; None is always allowed where the type has it."""
+
+    low: float
+    high: float | None = None
+    above: bool = False  # `low` itself is refused
+
+    def problems(self, name: str, value: object) -> Iterator[str]:
+        """A line for each number out of range."""
+        for number in value if isinstance(value, tuple) else (value,):
+            enough = number > self.low if self.above else number >= self.low
+            if not enough or (self.high is not None and number > self.high):
+                wanted = f"above {self.low}" if self.above else f"at least {self.low}"
+                yield f"{name} must be {wanted}{'' if self.high is None else f' and at most {self.high}'}, got {number}"
+
+
+COUNT = Limit(1)
+NOT_NEGATIVE = Limit(0)
+POSITIVE = Limit(0, above=True)
+SHARE = Limit(0, 1)
+
+
 class Section:
     """Base of every config section: unknown keys are refused, booleans are no numbers (pydantic reads it)."""
 
     __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "strict": True}
+    LIMITS: ClassVar[dict[str, Limit]] = {}
+
+    def __post_init__(self) -> None:
+        """Raise one ValueError with a line a problem; each line starts with the field's name."""
+        values = ((name, limit, getattr(self, name)) for name, limit in self.LIMITS.items())
+        lines = [line for name, limit, value in values if value is not None for line in limit.problems(name, value)]
+        lines += self.conflicts()
+        if lines:
+            raise ValueError("\n".join(lines))
+
+    def conflicts(self) -> Iterator[str]:
+        """Lines on values that do not go together; sections that have such values say which."""
+        return iter(())
 
 
 @dataclass(frozen=True)
 class InputConfig(Section):
     """How uint8 RGB pixels become the network's input: (pixel - mean) / std, zero padded to a multiple of `divisor`."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "std": POSITIVE,
+        "divisor": COUNT,
+    }
 
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0..255 (ImageNet)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # RGB, 0..255
@@ -34,6 +75,8 @@ class InputConfig(Section):
 @dataclass(frozen=True)
 class TrunkConfig(Section):
     """ResNet + FPN (He et al. 2016; Lin et al. 2017)."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {"norm_eps": NOT_NEGATIVE, "freeze_stages": Limit(0, 5), "fpn_channels": COUNT}
 
     depth: Depth = "resnet50"
     norm: Norm = "frozen_bn"
@@ -47,15 +90,38 @@ class TrunkConfig(Section):
 class AnchorConfig(Section):
     """One scale a level on P2..P6 (FPN), three aspect ratios (height / width)."""
 
+    LIMITS: ClassVar[dict[str, Limit]] = {"sizes_px": POSITIVE, "ratios": POSITIVE}
+
     sizes_px: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     rounded: bool = False  # torchvision rounds the corners to whole pixels
     stride_from_grid: bool = False  # torchvision: stride = padded image size // grid size (P6 may be off); else 2^level
 
+    def conflicts(self) -> Iterator[str]:
+        """One size a level, at least one ratio."""
+        if len(self.sizes_px) != 5:
+            yield f"sizes_px must hold 5 sizes, one a level P2..P6, got {len(self.sizes_px)}"
+        if not self.ratios:
+            yield "ratios must hold at least one ratio, got none; the usual ones are [0.5, 1.0, 2.0]"
+
 
 @dataclass(frozen=True)
 class RPNConfig(Section):
     """Region proposal network (Ren et al. 2015) with FPN's shared head."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "foreground_iou": SHARE,
+        "background_iou": SHARE,
+        "positive_fraction": SHARE,
+        "nms_iou": SHARE,
+        "batch_per_image": COUNT,
+        "pre_nms_train": COUNT,
+        "pre_nms_test": COUNT,
+        "post_nms_train": COUNT,
+        "post_nms_test": COUNT,
+        "min_size_px": NOT_NEGATIVE,
+        "box_beta": NOT_NEGATIVE,
+    }
 
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     foreground_iou: float = 0.7
@@ -71,10 +137,24 @@ class RPNConfig(Section):
     box_beta: float = 0.0  # smooth-L1 beta; 0 is L1 (torchvision: 1/9)
     normaliser: Normaliser = "budget"  # losses over batch_per_image x images, or over what was sampled (torchvision)
 
+    def conflicts(self) -> Iterator[str]:
+        """An anchor is foreground or background, not both."""
+        if self.background_iou > self.foreground_iou:
+            yield f"background_iou must be at most foreground_iou ({self.foreground_iou}), got {self.background_iou}"
+
 
 @dataclass(frozen=True)
 class RoIConfig(Section):
     """Sampling of RoIs for the heads, and RoIAlign (Mask R-CNN 3)."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "foreground_iou": SHARE,
+        "positive_fraction": SHARE,
+        "batch_per_image": COUNT,
+        "sampling_ratio": NOT_NEGATIVE,
+        "canonical_size_px": POSITIVE,
+        "canonical_level": Limit(2, 5),
+    }
 
     foreground_iou: float = 0.5
     batch_per_image: int = 512
@@ -88,6 +168,18 @@ class RoIConfig(Section):
 @dataclass(frozen=True)
 class BoxConfig(Section):
     """Box head: RoIAlign -> fully connected layers -> class scores and class-specific box deltas."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "roi_size": COUNT,
+        "hidden": COUNT,
+        "layers": COUNT,
+        "detections_per_image": COUNT,
+        "weights": POSITIVE,
+        "box_beta": NOT_NEGATIVE,
+        "min_size_px": NOT_NEGATIVE,
+        "score_threshold": SHARE,
+        "nms_iou": SHARE,
+    }
 
     roi_size: int = 7
     hidden: int = 1024
@@ -104,6 +196,13 @@ class BoxConfig(Section):
 class MaskConfig(Section):
     """Mask head: RoIAlign -> convolutions -> deconvolution -> one mask a class (Mask R-CNN figure 4, right)."""
 
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "roi_size": COUNT,
+        "channels": COUNT,
+        "convs": NOT_NEGATIVE,
+        "threshold": SHARE,
+    }
+
     scheme: MaskSchemeName = "independent"  # per-class sigmoid (Mask R-CNN table 2b)
     roi_size: int = 14  # masks come out at twice this size
     channels: int = 256
@@ -119,7 +218,9 @@ class MaskConfig(Section):
 class ModelConfig(Section):
     """A whole model. `mask: null` is Faster R-CNN."""
 
-    classes: int = 80  # object classes K; background is class 0 and not counted
+    LIMITS: ClassVar[dict[str, Limit]] = {"classes": COUNT}
+
+    classes: int | None = None  # object classes K without background; null: as many as the data has
     input: InputConfig = field(default_factory=InputConfig)
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     rpn: RPNConfig = field(default_factory=RPNConfig)

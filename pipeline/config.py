@@ -1,9 +1,10 @@
 """RunConfig: everything one run is made of. configs/base.yaml documents each key with its unit and source."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
-from model.config import ModelConfig, Section
+from model.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Limit, ModelConfig, Section
 
 Precision = Literal["bf16", "float32"]
 Engine = Literal["hotcoco", "pycocotools"]
@@ -12,6 +13,19 @@ Engine = Literal["hotcoco", "pycocotools"]
 @dataclass(frozen=True)
 class DataConfig(Section):
     """Which shards, and how a record becomes an input."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "train_sizes_px": COUNT,
+        "train_max_size_px": COUNT,
+        "test_size_px": COUNT,
+        "test_max_size_px": COUNT,
+        "decode_threads": COUNT,
+        "prefetch_batches": COUNT,
+        "task_rows": COUNT,
+        "window_groups": COUNT,
+        "aspect_buckets": COUNT,
+        "flip_probability": SHARE,
+    }
 
     train: str | None = None  # directory of shards
     val: str | None = None  # directory of shards
@@ -27,10 +41,35 @@ class DataConfig(Section):
     window_groups: int = 256  # Parquet row groups whose rows are shuffled together
     aspect_buckets: int = 2  # batches hold images of one range of width / height
 
+    def conflicts(self) -> Iterator[str]:
+        """A shorter side above the limit of the longer one could never be reached."""
+        if not self.train_sizes_px:
+            yield "train_sizes_px must hold at least one size, got none; the usual ones are [640, ..., 800]"
+        for name, size, limit in (
+            ("train_max_size_px", max(self.train_sizes_px, default=0), self.train_max_size_px),
+            ("test_max_size_px", self.test_size_px, self.test_max_size_px),
+        ):
+            if size > limit:
+                yield f"{name} (longer side) must be at least the shorter side, {size}, got {limit}; change one of them"
+
 
 @dataclass(frozen=True)
 class OptimConfig(Section):
     """SGD with linear warm-up and steps."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "lr": NOT_NEGATIVE,
+        "lr_batch_images": COUNT,
+        "momentum": SHARE,
+        "weight_decay": NOT_NEGATIVE,
+        "weight_decay_norm": NOT_NEGATIVE,
+        "weight_decay_bias": NOT_NEGATIVE,
+        "warmup_steps": NOT_NEGATIVE,
+        "warmup_factor": SHARE,
+        "milestones": COUNT,
+        "gamma": SHARE,
+        "clip_norm": POSITIVE,
+    }
 
     lr: float = 0.02  # for a batch of `lr_batch_images`; scales linearly with train.batch_images (Goyal et al. 2017)
     lr_batch_images: int = 16
@@ -44,10 +83,25 @@ class OptimConfig(Section):
     gamma: float = 0.1
     clip_norm: float | None = None  # gradient norm at most; null: no clipping
 
+    def conflicts(self) -> Iterator[str]:
+        """Milestones are passed one after the other."""
+        if list(self.milestones) != sorted(set(self.milestones)):
+            yield f"milestones must ascend, got {list(self.milestones)}"
+
 
 @dataclass(frozen=True)
 class TrainConfig(Section):
     """The loop."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "steps": COUNT,
+        "batch_images": COUNT,
+        "seed": NOT_NEGATIVE,
+        "log_every_steps": COUNT,
+        "checkpoint_every_steps": COUNT,
+        "keep_checkpoints": COUNT,
+        "max_bad_steps": COUNT,
+    }
 
     name: str | None = None  # of the run; null: made from the config's name and the time. The same name continues.
     steps: int = 90000
@@ -59,10 +113,17 @@ class TrainConfig(Section):
     keep_checkpoints: int = 2
     max_bad_steps: int = 10  # consecutive steps with a loss that is not finite before the run stops
 
+    def conflicts(self) -> Iterator[str]:
+        """The name becomes a directory."""
+        if self.name is not None and (self.name in ("", ".", "..") or "/" in self.name or "\\" in self.name):
+            yield f"name must be a plain directory name, got {self.name!r}; runs are kept below cluster.runs_dir"
+
 
 @dataclass(frozen=True)
 class EvaluateConfig(Section):
     """Evaluation on data.val after training."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {"batch_images": COUNT, "max_images": COUNT, "pictures": NOT_NEGATIVE}
 
     batch_images: int = 8  # a worker
     engine: Engine = "hotcoco"
@@ -81,6 +142,13 @@ class TrackConfig(Section):
 @dataclass(frozen=True)
 class ClusterConfig(Section):
     """Ray."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "workers": COUNT,
+        "gpus_per_worker": NOT_NEGATIVE,
+        "cpus_per_worker": POSITIVE,
+        "max_failures": NOT_NEGATIVE,
+    }
 
     runs_dir: str = "runs"  # checkpoints, results, MLflow store; on a cluster a path every node sees
     address: str | None = None  # of a running Ray cluster; null: RAY_ADDRESS, else a Ray of our own
@@ -109,3 +177,12 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def conflicts(self) -> Iterator[str]:
+        """Every worker gets the same share of a batch."""
+        images, workers = self.train.batch_images, self.cluster.workers
+        if workers is not None and images % workers:
+            yield (
+                f"train.batch_images must divide over cluster.workers: {images} images do not divide over {workers} "
+                f"workers; set train.batch_images to a multiple of {workers}"
+            )

@@ -1,0 +1,163 @@
+"""The `maskrcnn` command: one verb a file beside this one, imported only when it is used.
+
+    maskrcnn shard shapes --out data/shapes
+    maskrcnn train configs/shapes/quickstart.yaml train.steps=200
+
+What the user can put right (a `UserError`) is shown as one `error:` on stderr with exit code 2. Anything else is a
+bug of ours and keeps its traceback.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.syntax import Syntax
+from rich.text import Text
+from typer.core import TyperGroup
+
+from jobs.console import err, out
+from pipeline.errors import UserError
+
+
+class Verbs(TyperGroup):
+    """A group of verbs that shows expected errors without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            err.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    name="maskrcnn",
+    cls=Verbs,
+    help="Distributed Mask R-CNN: shard a data set, train on Ray, evaluate, look at predictions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+shard_app = typer.Typer(help="Turn a data set into shards that training streams.", no_args_is_help=True)
+app.add_typer(shard_app, name="shard")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Dotted config overrides such as train.steps=200.", show_default=False
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"maskrcnn-ray {version('maskrcnn-ray')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every verb."""
+
+
+@shard_app.command("coco")
+def shard_coco(
+    annotations: Annotated[Path, typer.Option(help="COCO instances JSON.", show_default=False)],
+    images: Annotated[Path, typer.Option(help="Directory of the images.", show_default=False)],
+    out_dir: Annotated[Path, typer.Option("--out", help="Directory of the new shards.", show_default=False)],
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on a bad sample instead of setting it aside.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")] = False,
+    rows_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Images in one Parquet file.", show_default="chosen from the data")
+    ] = None,
+) -> None:
+    """COCO instances -> shards. Bad samples go to quarantine.jsonl with the reason."""
+    from jobs.shard import shard_coco as run
+
+    run(annotations, images, out_dir, strict=strict, overwrite=overwrite, rows_per_shard=rows_per_shard)
+
+
+@shard_app.command("shapes")
+def shard_shapes(
+    out_dir: Annotated[Path, typer.Option("--out", help="Directory of train/ and val/.", show_default=False)],
+    train_images: Annotated[
+        int | None, typer.Option(min=1, help="Images to train on.", show_default="the generator's")
+    ] = None,
+    val_images: Annotated[
+        int | None, typer.Option(min=1, help="Held-out images.", show_default="the generator's")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
+) -> None:
+    """Generate the built-in data set (pictures of shapes with exact masks) -> shards."""
+    from jobs.shard import shard_shapes as run
+
+    run(out_dir, train_images=train_images, val_images=val_images, seed=seed)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.", show_default=False)],
+    overrides: Overrides = None,
+    print_config: Annotated[bool, typer.Option("--print", help="Show the resolved config and stop.")] = False,
+) -> None:
+    """Train, evaluate and log a run. The same train.name continues where it stopped."""
+    if print_config:
+        from pipeline.configure import load_config, to_yaml
+
+        text = to_yaml(load_config(config, overrides or ()))
+        out.print(
+            Syntax(text, "yaml", background_color="default") if out.is_terminal else Text(text), end="", soft_wrap=True
+        )
+        return
+    from jobs.train import train as run
+
+    run(config, overrides or [])
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)],
+    data: Annotated[Path, typer.Option(help="Directory of shards.", show_default=False)],
+    overrides: Overrides = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Where results and pictures go.", show_default=False)
+    ] = None,
+) -> None:
+    """Box and mask AP of a checkpoint."""
+    from jobs.evaluate import evaluate as run
+
+    run(checkpoint, data, overrides or [], out_dir)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE_OR_DIR...", help="What to look at.", show_default=False)
+    ],
+    out_dir: Annotated[Path, typer.Option("--out", help="Where pictures and JSON go.", show_default=False)],
+    score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out detections below this score.")] = 0.5,
+) -> None:
+    """Draw boxes and masks on images of your own."""
+    from jobs.predict import predict as run
+
+    run(checkpoint, images, out_dir, score=score)
+
+
+@app.command()
+def ui(
+    runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
+) -> None:
+    """Open the MLflow page of the runs."""
+    from jobs.ui import ui as run
+
+    run(runs, host=host, port=port)

@@ -1,0 +1,97 @@
+"""`maskrcnn train CONFIG [key=value ...]`: train, evaluate, log, and say where everything is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.console import Meter, err, out, progress
+from jobs.evaluate import evaluate_and_show
+from pipeline.configure import load_config, to_dict, to_yaml
+from pipeline.tracking.mlflow_run import Tracker
+from pipeline.tracking.mlflow_store import default_uri
+from pipeline.training.cluster import Layout, plan_workers, start_ray
+from pipeline.training.optim import peak_lr
+from pipeline.training.run import Event, Run, fit, prepare, tags
+
+
+def train(config_path: Path, overrides: Sequence[str]) -> None:
+    """Run it."""
+    run = prepare(load_config(config_path, overrides), default_name=config_path.stem)
+    config = run.config
+    tracker = Tracker.start(config.track.uri or default_uri(run.directory.parent), config.track.experiment, run.name)
+    status = "FAILED"
+    try:
+        start_ray(config.cluster)
+        layout = plan_workers(config.cluster, config.train.batch_images)
+        _introduce(run, layout)
+        changed = tracker.log_config(to_dict(config), to_yaml(config))
+        for key, (before, now) in changed.items():
+            out.print(f"  {key}: {before} before, {now} from here on", highlight=False)
+        tracker.log_tags(tags(run, layout))
+        with progress("training", config.train.steps, start=run.done) as meter:
+            checkpoint = fit(run, layout, tracker.run_id, _Watcher(meter, tracker))
+        evaluate_and_show(
+            checkpoint, Path(config.data.val or ""), config, layout, run.directory / "evaluation", tracker
+        )
+        tracker.log_artifact(checkpoint, "checkpoint")
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+    out.print(f"checkpoint  {checkpoint}", soft_wrap=True, highlight=False)
+    out.print(f"MLflow      {tracker.where()}", soft_wrap=True, highlight=False)
+    out.print(
+        f"next        maskrcnn predict {checkpoint} IMAGE_OR_DIR --out predictions", soft_wrap=True, highlight=False
+    )
+
+
+def _introduce(run: Run, layout: Layout) -> None:
+    config, counts = run.config, run.manifest.counts
+    where = f"{layout.gpus:g} GPU" if layout.gpus else f"{layout.cpus:g} CPU"
+    resumed = f", continues at step {run.done}" if run.done else ""
+    lines = (
+        f"run         {run.name} in {run.directory}{resumed}",
+        f"data        {counts['images']} images, {counts['instances']} instances, {len(run.manifest.class_names)} classes"
+        f" ({counts['empty']} images without annotations, {counts['crowd']} crowd regions,"
+        f" {counts['quarantined_images']} images and {counts['quarantined_annotations']} annotations in quarantine)",
+        f"model       Mask R-CNN, {config.model.trunk.depth} FPN-{config.model.trunk.fpn_channels}",
+        f"workers     {layout.workers} x {where}, {config.train.batch_images // layout.workers} images each, "
+        f"{config.train.precision}, peak lr {peak_lr(config.optim, config.train.batch_images):g}",
+    )
+    for line in lines:
+        out.print(line, soft_wrap=True, highlight=False)
+
+
+class _Watcher:
+    """Hands what workers send to MLflow and to the progress line."""
+
+    def __init__(self, meter: Meter, tracker: Tracker) -> None:
+        self.meter, self.tracker = meter, tracker
+
+    def __call__(self, event: Event) -> None:
+        match event["kind"]:
+            case "metrics":
+                values, step = event["metrics"], event["step"]
+                self.tracker.log_metrics(step, values)
+                note = f"loss {values['train/loss']:.3f}, {values['train/images_per_second']:.1f} images/s"
+                self.meter.reach(step, note)
+            case "init":
+                out.print(f"weights     {event['report']}", soft_wrap=True, highlight=False)
+                for line in event["mismatched"][:5]:
+                    out.print(f"            not loaded: {line}", soft_wrap=True, highlight=False)
+            case "start" if event["step"]:
+                self.meter.reach(event["step"])
+            case "bad_step":
+                err.print(
+                    f"step {event['step']}: the gradient was not finite, the step was skipped; losses of worker "
+                    f"{event['rank']}: {event['losses']}, samples {event['sample_ids']}",
+                    soft_wrap=True,
+                    highlight=False,
+                )
+            case "bad_sample":
+                err.print(
+                    f"sample {event['sample_id']} could not be decoded and did not train: {event['reason']}",
+                    soft_wrap=True,
+                    highlight=False,
+                )

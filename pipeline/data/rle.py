@@ -1,0 +1,158 @@
+"""Masks: COCO run-length encoding <-> pixels -> the 112 x 112 crop that training reads.
+
+An RLE is held as its compressed `counts` (bytes); the image's height and width, which it needs to mean anything, are
+always passed beside it. pycocotools rasterises polygons and encodes; what comes from a file is validated before it gets
+there, because its C code trusts the counts and writes outside the mask when they lie.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+CROP_SIZE = 112  # cells a side; is model.types.CROP_SIZE (a test compares), repeated so that sharding needs no torch
+_STEPS = np.arange(CROP_SIZE + 1) / CROP_SIZE  # a box's cell edges, as shares of its side
+
+
+def from_segmentation(segmentation: object, height: int, width: int) -> bytes:
+    """COCO's `segmentation` (polygons, uncompressed or compressed RLE) as compressed counts. Raises ValueError."""
+    if isinstance(segmentation, list):
+        return from_polygons(segmentation, height, width)
+    if not isinstance(segmentation, dict) or "counts" not in segmentation:
+        raise ValueError(f"a segmentation is a list of polygons or an RLE, got {_short(segmentation)}")
+    size, counts = segmentation.get("size"), segmentation["counts"]
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        raise ValueError(f"the RLE's size must be the image's [{height}, {width}], got {_short(size)}")
+    if isinstance(counts, list):
+        return from_counts(counts, height, width)
+    if isinstance(counts, str):
+        counts = counts.encode("ascii", errors="replace")
+    if not isinstance(counts, bytes):
+        raise ValueError(f"an RLE's counts are a list or a string, got {_short(counts)}")
+    _check_counts(parse_counts(counts), height, width)
+    return counts
+
+
+def from_polygons(polygons: Sequence[object], height: int, width: int) -> bytes:
+    """The union of polygons [x, y, x, y, ...] in pixels, rasterised by COCO's rule. Raises ValueError."""
+    if not polygons:
+        raise ValueError("no polygon in the segmentation")
+    reach = 10 * max(height, width)  # the rasteriser walks along every edge; a wild coordinate would eat all memory
+    for polygon in polygons:
+        if not isinstance(polygon, list | tuple) or len(polygon) < 6 or len(polygon) % 2:
+            got = f"{len(polygon)} numbers" if isinstance(polygon, list | tuple) else _short(polygon)
+            raise ValueError(f"a polygon needs at least 3 points (6 numbers, an even count), got {got}")
+        try:
+            points = np.asarray(polygon, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"a polygon's coordinates must be numbers, got {_short(polygon)}") from error
+        if points.ndim != 1 or not np.isfinite(points).all() or np.abs(points).max() > reach:
+            raise ValueError(f"a polygon's coordinates must be finite and near the image, got {_short(polygon)}")
+    parts = coco_mask.frPyObjects(list(polygons), height, width)
+    return bytes(coco_mask.merge(parts)["counts"])
+
+
+def from_counts(counts: Sequence[object], height: int, width: int) -> bytes:
+    """Uncompressed run lengths (column-major, zeros first) as compressed counts. Raises ValueError."""
+    if not all(isinstance(run, int) and not isinstance(run, bool) for run in counts):
+        raise ValueError(f"an RLE's run lengths must be integers, got {_short(counts)}")
+    if any(abs(run) > height * width for run in counts if isinstance(run, int)):
+        raise ValueError(f"the RLE's runs must lie in 0..{height * width} ({height} x {width}), got {_short(counts)}")
+    _check_counts(np.asarray(counts, dtype=np.int64), height, width)
+    return bytes(coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)["counts"])
+
+
+def from_mask(mask: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
+    """A binary mask [H, W] as compressed counts."""
+    return bytes(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"])
+
+
+def to_mask(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:
+    """Compressed counts as a binary mask: uint8 [H, W] in 0/1, columns contiguous."""
+    return _columns(parse_counts(counts), height, 0, width).T
+
+
+def area(counts: bytes, height: int, width: int) -> int:
+    """Pixels of a mask."""
+    return int(coco_mask.area({"size": [height, width], "counts": counts}))
+
+
+def parse_counts(counts: bytes) -> NDArray[np.int64]:
+    """Run lengths of compressed counts: 5 bits a character, bit 6 continues, deltas to the run before last."""
+    symbols = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    if not len(symbols):
+        return np.zeros(0, dtype=np.int64)
+    if symbols.min() < 0 or symbols.max() > 63 or symbols[-1] & 0x20:
+        raise ValueError(f"not COCO's compressed counts: {_short(counts)}")
+    ends = np.flatnonzero((symbols & 0x20) == 0)  # [R] last character of each run
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    place = np.arange(len(symbols)) - np.repeat(starts, ends - starts + 1)  # of the character in its run
+    if place.max() > 6:
+        raise ValueError(f"not COCO's compressed counts (a run has {place.max() + 1} characters): {_short(counts)}")
+    values = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
+    values -= np.where(symbols[ends] & 0x10, np.int64(1) << (5 * (place[ends] + 1)), 0)  # sign
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def crop(runs: NDArray[np.int64], height: int, width: int, box: Sequence[float]) -> bytes:
+    """The 112 x 112 crop of a mask, given by its run lengths, inside its box (xyxy, pixels): row-major bits.
+
+    A cell is set where at least half of its area is mask, pixels being unit squares: exact for any box, larger or
+    smaller than the crop. The area integral is separable, hence two running sums read at the cells' fractional edges.
+    (Two products with weight matrices are as fast alone, but BLAS' own threads fight with those that shard.)
+    """
+    x_edges = np.clip(box[0] + (box[2] - box[0]) * _STEPS, 0, width)  # [C + 1]
+    y_edges = np.clip(box[1] + (box[3] - box[1]) * _STEPS, 0, height)
+    x0, x1 = int(x_edges[0]), math.ceil(x_edges[-1])
+    y0, y1 = int(y_edges[0]), math.ceil(y_edges[-1])
+    columns = _columns(runs, height, x0, x1)[:, y0:y1]  # [w, h]
+    sums = np.zeros((x1 - x0, y1 - y0 + 1), dtype=np.int32)
+    np.cumsum(columns, axis=1, out=sums[:, 1:])
+    by_y = _between(sums, y_edges - y0)  # [w, C]
+    sums_x = np.zeros((CROP_SIZE, x1 - x0 + 1))
+    np.cumsum(by_y.T, axis=1, out=sums_x[:, 1:])
+    covered = _between(sums_x, x_edges - x0)  # [C (y), C (x)] pixels^2
+    cell = (x_edges[1] - x_edges[0]) * (y_edges[1] - y_edges[0])
+    least = 0.5 * cell * (1 - 1e-9)  # the tolerance is float64's: a half stays a half
+    return np.packbits(np.greater_equal(covered, least)).tobytes()
+
+
+def unpack_crops(crops: Sequence[bytes]) -> NDArray[np.uint8]:
+    """Crops as uint8 [N, 112, 112] in 0/1."""
+    bits = np.unpackbits(np.frombuffer(b"".join(crops), dtype=np.uint8))
+    return bits.reshape(len(crops), CROP_SIZE, CROP_SIZE)
+
+
+def _columns(runs: NDArray[np.int64], height: int, x0: int, x1: int) -> NDArray[np.uint8]:
+    """Columns x0..x1 of the mask as rows: uint8 [x1 - x0, height]. Far cheaper than decoding the whole picture."""
+    bounds = np.zeros(len(runs) + 1, dtype=np.int64)
+    np.cumsum(runs, out=bounds[1:])
+    np.clip(bounds, x0 * height, x1 * height, out=bounds)
+    values = np.zeros(len(runs), dtype=np.uint8)
+    values[1::2] = 1
+    return np.repeat(values, np.diff(bounds)).reshape(x1 - x0, height)
+
+
+def _between(sums: NDArray[np.int32] | NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Running sums over unit pixels [m, n + 1] -> integrals between consecutive edges in 0..n: [m, len(edges) - 1]."""
+    below = np.minimum(edges.astype(np.int64), sums.shape[1] - 2)
+    low = sums[:, below]
+    at_edges = low + (edges - below) * (sums[:, below + 1] - low)
+    integrals: NDArray[np.float64] = at_edges[:, 1:] - at_edges[:, :-1]
+    return integrals
+
+
+def _check_counts(runs: NDArray[np.int64], height: int, width: int) -> None:
+    if len(runs) and runs.min() < 0:
+        raise ValueError(f"an RLE's runs must not be negative, got {runs.min()}")
+    if runs.sum() != height * width:
+        raise ValueError(f"the RLE's runs must add up to {height} x {width} = {height * width}, got {runs.sum()}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

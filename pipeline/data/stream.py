@@ -1,0 +1,106 @@
+"""The rows of a plan, in its order, through Ray Data: tasks anywhere in the cluster read them, one worker consumes them.
+
+Each worker runs a data set of its own over its share of every batch. Encoded images travel, not decoded ones: a decoded
+frame is ten times larger, and moving it between processes costs more than decoding it (see collate.py).
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import DataContext, ExecutionResources
+
+from pipeline.data.plan import PlannedBatch
+from pipeline.data.records import Record
+from pipeline.data.shards import read_groups, shard_name, to_records
+
+READ_CPUS = 0.25  # of a read task: it copies bytes
+CHUNK_TASKS = 128  # tasks in one data set; a long run is a sequence of data sets
+
+
+_KEYS = ("shard", "row_group", "row")
+
+
+def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
+    """A data set of the rows of `shards` that each table of `tasks` names in (shard, row_group, row), in that order.
+
+    Each table is one Ray task. (`from_arrow` would start tasks of a whole CPU that no setting bounds, and wait forever
+    for one on a machine whose CPUs are all at work.)
+    """
+    items = [{key: task[key].to_pylist() for key in _KEYS} for task in tasks]
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        read_rows,
+        fn_kwargs={"shards": str(shards)},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=READ_CPUS,
+        concurrency=2,
+    )
+
+
+def read_rows(task: pa.Table, shards: str) -> pa.Table:
+    """The rows of shards that `task` names in its lists of (shard, row_group, row), in that order."""
+    keys = np.stack([task[key].combine_chunks().flatten().to_numpy() for key in _KEYS], 1)
+    parts = []
+    positions = np.empty(len(keys), dtype=np.int64)
+    base = 0
+    for shard in np.unique(keys[:, 0]):
+        member = np.flatnonzero(keys[:, 0] == shard)
+        groups, group_of = np.unique(keys[member, 1], return_inverse=True)
+        for number, group in enumerate(groups):
+            rows = member[group_of == number]
+            table = read_groups(Path(shards) / shard_name(int(shard)), [int(group)])
+            parts.append(table.take(keys[rows, 2]))
+            positions[rows] = base + np.arange(len(rows))
+            base += len(rows)
+    return pa.concat_tables(parts).take(positions)
+
+
+def stream_records(
+    batches: Iterator[PlannedBatch],
+    index: pa.Table,
+    shards: Path,
+    task_rows: int,
+    read_ahead_batches: int,
+) -> Iterator[tuple[PlannedBatch, list[Record]]]:
+    """The records of each (equally large) batch.
+
+    Args:
+        batches: this worker's shares.
+        index: what `PlannedBatch.rows` counts in.
+        shards: their directory, as every node of the cluster sees it.
+        task_rows: rows one Ray task reads, at least; whole batches.
+        read_ahead_batches: batches fetched to this process ahead of use.
+    """
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(cpu=1)
+    context.enable_progress_bars = False
+    keys = index.select(_KEYS)
+    chunk: list[PlannedBatch] = []
+    for batch in batches:
+        chunk.append(batch)
+        if sum(len(b.rows) for b in chunk) >= task_rows * CHUNK_TASKS:
+            yield from _read(chunk, keys, shards, task_rows, read_ahead_batches)
+            chunk = []
+    if chunk:
+        yield from _read(chunk, keys, shards, task_rows, read_ahead_batches)
+
+
+def _read(
+    chunk: list[PlannedBatch], keys: pa.Table, shards: Path, task_rows: int, read_ahead_batches: int
+) -> Iterator[tuple[PlannedBatch, list[Record]]]:
+    share = len(chunk[0].rows)
+    per_task = -(-task_rows // share)  # whole batches
+    tasks = [
+        keys.take(np.concatenate([batch.rows for batch in chunk[start : start + per_task]]))
+        for start in range(0, len(chunk), per_task)
+    ]
+    tables = rows_dataset(tasks, shards).iter_batches(
+        batch_size=share, batch_format="pyarrow", prefetch_batches=read_ahead_batches
+    )
+    for batch, table in zip(chunk, tables, strict=True):
+        yield batch, to_records(table)

@@ -1,0 +1,127 @@
+"""Detections -> COCO results: masks as compressed run lengths, made from crops without ever building a full image.
+
+COCO's run-length code reads an image column by column and stores the lengths of runs, zeros first; the lengths are
+written as text, five bits a character (maskApi.c: rleEncode, rleToString). The bytes here equal pycocotools'.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.config import Paste
+from model.ops.masks import paste_crops
+from model.types import Detections
+from pipeline.errors import UserError
+
+Integers = npt.NDArray[np.int64]
+
+
+def detections_to_results(
+    detections: Detections,
+    sample_id: int,
+    category_ids: Sequence[int],
+    rule: Paste = "exact",
+    threshold: float = 0.5,
+) -> list[dict[str, Any]]:
+    """The detections of one image in COCO's results format, in the same order.
+
+    Args:
+        detections: N boxes, scores, classes 1..K and perhaps masks, in pixels of the original image.
+        sample_id: becomes image_id.
+        category_ids: K ids of the data set's categories; class c has category_ids[c - 1].
+        rule: how masks are pasted, see model/ops/masks.py.
+        threshold: mask probability, 0..1.
+
+    Returns:
+        N of {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}, and with masks
+        "segmentation": {"size": [height, width], "counts": text}, as `json.dump` takes them.
+    """
+    classes: list[int] = detections.classes.tolist()
+    wrong = sorted({c for c in classes if not 1 <= c <= len(category_ids)})
+    if wrong:
+        raise UserError(
+            f"detected classes must be 1..{len(category_ids)} (the data set's categories), got {wrong}; "
+            "evaluate on shards with the classes that the model was trained on"
+        )
+    boxes = detections.boxes.double().cpu()
+    boxes[:, 2:] -= boxes[:, :2]
+    results: list[dict[str, Any]] = [
+        {"image_id": sample_id, "category_id": category_ids[c - 1], "bbox": box, "score": score}
+        for c, box, score in zip(classes, boxes.tolist(), detections.scores.tolist(), strict=True)
+    ]
+    if detections.masks is not None:
+        height, width = detections.size
+        crops = paste_crops(detections.masks.cpu(), detections.boxes.cpu(), detections.size, rule, threshold)
+        counts = encode_crops([(y0, x0, crop.numpy()) for y0, x0, crop in crops], height, width)
+        for result, text in zip(results, counts, strict=True):
+            result["segmentation"] = {"size": [height, width], "counts": text.decode("ascii")}
+    return results
+
+
+def encode_crop(crop: npt.NDArray[Any], y0: int, x0: int, height: int, width: int) -> bytes:
+    """COCO's compressed run lengths of an image [height, width] that is `crop` [h, w] at (y0, x0) and else zero."""
+    return encode_crops([(y0, x0, crop)], height, width)[0]
+
+
+def encode_crops(crops: Sequence[tuple[int, int, npt.NDArray[Any]]], height: int, width: int) -> list[bytes]:
+    """`encode_crop` for N masks (y0, x0, crop [h, w]) of one image at once; column-major crops are quickest."""
+    if not crops:
+        return []
+    runs = [_run_lengths(y0, x0, crop, height, width) for y0, x0, crop in crops]
+    return _compress(runs)
+
+
+def _run_lengths(y0: int, x0: int, crop: npt.NDArray[Any], height: int, width: int) -> Integers:
+    """Lengths of the runs of the full image, column by column, zeros first (the first may be 0)."""
+    h, w = crop.shape
+    if crop.size == 0:
+        return np.array([height * width], dtype=np.int64)
+    if y0 < 0 or x0 < 0 or y0 + h > height or x0 + w > width:
+        raise ValueError(
+            f"a mask crop must lie in its image of {height} x {width} pixels, got {h} x {w} at row {y0}, column {x0}; "
+            "cut it to the image first"
+        )
+    # A zero under every column keeps runs of neighbouring columns apart, as the rest of the image does. Only a crop
+    # of the image's full height has nothing there: its runs go on over the column's end.
+    stride = h if h == height else h + 1
+    columns = np.zeros((w, stride), dtype=np.bool_)
+    columns[:, :h] = crop.T
+    flat = columns.reshape(-1)
+    inner = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    changes = np.concatenate(([0], inner)) if flat[0] else inner
+    changes = (changes // stride + x0) * height + changes % stride + y0
+    if flat[-1]:
+        changes = np.concatenate((changes, [(x0 + w) * height]))
+    end = height * width
+    if changes.size and changes[-1] == end:
+        changes = changes[:-1]
+    return np.diff(changes, prepend=0, append=end)
+
+
+def _compress(runs: list[Integers]) -> list[bytes]:
+    """Each mask's run lengths as COCO's text: from the fourth on, the difference to the one before the last."""
+    sizes = np.array([len(r) for r in runs])
+    starts = np.cumsum(sizes) - sizes
+    counts = np.concatenate(runs)
+    values = counts.copy()
+    values[2:] -= counts[:-2]
+    for i in range(3):  # the first three of each mask stay as they are
+        kept = (starts + i)[sizes > i]
+        values[kept] = counts[kept]
+
+    characters: list[npt.NDArray[np.uint8]] = []  # the k-th character of every value
+    written: list[npt.NDArray[np.bool_]] = []  # and whether the value has one
+    active = np.ones(len(values), dtype=np.bool_)
+    while active.any():
+        bits = values & 0x1F
+        values >>= 5
+        more = values != np.where(bits & 0x10, -1, 0)  # the rest is not just the sign
+        characters.append((bits + 48 + 32 * more).astype(np.uint8))
+        written.append(active)
+        active = active & more
+    used = np.stack(written, axis=1)
+    text = np.stack(characters, axis=1)[used].tobytes()
+    ends = np.cumsum(np.add.reduceat(used.sum(axis=1), starts)).tolist()
+    return [text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]

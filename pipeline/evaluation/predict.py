@@ -1,0 +1,122 @@
+"""Detections of every image of a set of shards, by Ray actors that each hold the model. One JSON row an image comes back."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from ray.data import DataContext
+
+from model.config import MaskConfig
+from model.mask_rcnn import MaskRCNN
+from model.types import Detections
+from pipeline.config import RunConfig
+from pipeline.data.augment import Geometry, resized
+from pipeline.data.collate import Collator
+from pipeline.data.records import Record
+from pipeline.data.shards import load_index, to_records
+from pipeline.data.stream import rows_dataset
+from pipeline.evaluation.coco_rle import detections_to_results
+from pipeline.training.checkpoint import load_model
+from pipeline.training.cluster import Layout
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came out for one image."""
+
+    sample_id: int
+    results: list[dict[str, Any]]  # COCO's results format
+    error: str | None  # why the image could not be decoded
+
+
+class Predictor:
+    """A model ready to detect: used by Ray actors for shards, and directly for files."""
+
+    def __init__(self, checkpoint: str, threads: int, device: str) -> None:
+        torch.set_num_threads(threads)
+        model, self.config, self.meta = load_model(Path(checkpoint))
+        self.device = torch.device(device)
+        self.model: MaskRCNN = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.threads = threads
+        self.errors: dict[int, str] = {}
+
+    def detect(self, records: list[Record]) -> list[Detections]:
+        """Detections of a few images, in their own pixels; what cannot be decoded is in `errors` by sample id."""
+        self.errors = {}
+        data = self.config.data
+        geometries = [
+            Geometry(
+                r["height"],
+                r["width"],
+                *resized(r["height"], r["width"], data.test_size_px, data.test_max_size_px),
+                False,
+            )
+            for r in records
+        ]
+        collate = Collator(self.threads, 0, self.config.model.input.divisor, None, self.errors.__setitem__)
+        (batch,) = collate([(records, geometries)])
+        bf16 = self.config.train.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return self.model.predict(batch.to(self.device))
+
+    def results(self, records: list[Record]) -> list[Predicted]:
+        """COCO results of a few images."""
+        paste = self.config.model.mask or MaskConfig()
+        return [
+            Predicted(
+                record["sample_id"],
+                detections_to_results(found, record["sample_id"], self.meta.category_ids, paste.paste, paste.threshold),
+                self.errors.get(record["sample_id"]),
+            )
+            for record, found in zip(records, self.detect(records), strict=True)
+        ]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of shards -> rows of (sample_id, results as JSON, error)."""
+        predicted = self.results(to_records(table))
+        return pa.table(
+            {
+                "sample_id": [p.sample_id for p in predicted],
+                "results": [json.dumps(p.results) for p in predicted],
+                "error": pa.array([p.error for p in predicted], pa.string()),
+            }
+        )
+
+
+def choose_rows(index: pa.Table, max_images: int | None) -> pa.Table:
+    """The rows to predict, sorted by aspect so that a batch has little padding."""
+    count = index.num_rows if max_images is None else min(max_images, index.num_rows)
+    chosen = index.slice(0, count)  # shards are shuffled: the first rows are a random sample
+    aspect = chosen["width"].to_numpy() / chosen["height"].to_numpy()
+    return chosen.take(np.argsort(aspect, kind="stable"))
+
+
+def predict_shards(checkpoint: Path, shards: Path, config: RunConfig, layout: Layout) -> Iterator[Predicted]:
+    """Detections of the images of `shards` (evaluate.max_images of them), each exactly once, as they come."""
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    rows = choose_rows(load_index(shards), config.evaluate.max_images).select(["shard", "row_group", "row"])
+    size = config.evaluate.batch_images
+    per_task = -(-config.data.task_rows // size) * size
+    tasks = [rows.slice(start, per_task) for start in range(0, rows.num_rows, per_task)]
+    predicted = rows_dataset(tasks, shards).map_batches(
+        Predictor,
+        fn_constructor_kwargs={
+            "checkpoint": str(checkpoint),
+            "threads": layout.threads,
+            "device": "cuda" if layout.gpus else "cpu",
+        },
+        batch_size=size,
+        batch_format="pyarrow",
+        num_cpus=layout.cpus,
+        num_gpus=layout.gpus,
+        concurrency=min(layout.workers, len(tasks)),
+    )
+    for row in predicted.iter_rows():
+        yield Predicted(row["sample_id"], json.loads(row["results"]), row["error"])

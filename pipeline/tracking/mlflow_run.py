@@ -1,0 +1,212 @@
+"""One MLflow run: config, metrics, AP, files. It is found again by its name: a continued training goes on in it.
+
+    tracker = Tracker.start(default_uri(runs_dir), "maskrcnn", "shapes-r18")
+    tracker.log_config(config, text)
+    tracker.log_metrics(step, {"loss/total": 1.2, "images_per_second": 14.0})
+    tracker.log_ap(step, {"box": box_ap, "mask": mask_ap})
+    tracker.log_artifact(path, "pictures")
+    tracker.finish()
+
+There is no global "active run", so several trackers may live in one process. Use one from one thread (rank 0's).
+"""
+
+import getpass
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import UserError
+from pipeline.evaluation.coco_ap import CocoAp
+from pipeline.tracking.mlflow_store import connect, resolve_uri, ui_command
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+RUN_TAG = "maskrcnn.run"  # holds the run's name: MLflow's own may be edited on its page
+CHANGED_TAG = "maskrcnn.config_changed"
+# MLflow's limits; servers of older versions have the smaller ones used here
+_METRICS_A_CALL, _PARAMS_A_CALL = 1000, 100
+_PARAM_CHARACTERS, _TAG_CHARACTERS, _NAME_CHARACTERS = 500, 5000, 250
+_PLACES = 500  # metrics held back at most
+_HOLD_SECONDS = 10.0
+_RETRY_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes one run. Metrics are held back and sent together; everything else is sent at once."""
+
+    def __init__(self, client: Any, uri: str, experiment_id: str, run_id: str, resumed: bool) -> None:
+        self._client = client
+        self._buffer: list[Any] = []
+        self._flush_at = time.monotonic() + _HOLD_SECONDS
+        self._answers = True  # False: the last attempt to send failed
+        self.uri = uri
+        self.experiment_id = experiment_id
+        self.run_id = run_id
+        self.resumed = resumed  # True: the run was there before
+
+    @classmethod
+    def start(cls, uri: str, experiment: str, run_name: str, resume: bool = True) -> "Tracker":
+        """The experiment's run of that name, running again, or a new one (always a new one if not `resume`)."""
+        if "'" in run_name and '"' in run_name:
+            raise UserError(f"a run's name may hold one kind of quote, got {run_name}; change train.name")
+        uri = resolve_uri(uri)
+        client, experiment_id = connect(uri, experiment)
+        if resume:
+            quote = '"' if "'" in run_name else "'"
+            found = client.search_runs(
+                [experiment_id],
+                filter_string=f"tags.`{RUN_TAG}` = {quote}{run_name}{quote}",
+                max_results=1,
+                order_by=["attributes.start_time DESC"],
+            )
+            if found:
+                run_id = str(found[0].info.run_id)
+                client.update_run(run_id, status="RUNNING")
+                return cls(client, uri, experiment_id, run_id, resumed=True)
+        tags = {RUN_TAG: run_name, "mlflow.user": _user(), "mlflow.source.name": "maskrcnn"}
+        run = client.create_run(experiment_id, run_name=run_name, tags=tags)
+        return cls(client, uri, experiment_id, str(run.info.run_id), resumed=False)
+
+    def log_config(self, config: Mapping[str, Any], text: str) -> dict[str, tuple[str, str]]:
+        """The resolved config as parameters (dotted names) and as the artifact config.yaml (`text`).
+
+        MLflow's parameters cannot change. Where a continued run has another value, the parameter keeps the first one,
+        the tag `maskrcnn.config_changed` says what changed, and config.yaml is the newest.
+
+        Returns:
+            What changed since the run began: dotted name -> (first value, value now).
+        """
+        from mlflow.entities import Param
+
+        now = {_name(key): _shorten(value, _PARAM_CHARACTERS) for key, value in flatten(config).items()}
+        before = self._client.get_run(self.run_id).data
+        first = before.params
+        new = [Param(key, value) for key, value in now.items() if key not in first]
+        for start in range(0, len(new), _PARAMS_A_CALL):
+            self._client.log_batch(self.run_id, params=new[start : start + _PARAMS_A_CALL])
+        changed = {key: (first[key], value) for key, value in now.items() if first.get(key, value) != value}
+        if changed:
+            note = "; ".join(f"{key}: {old} -> {value}" for key, (old, value) in changed.items())
+            self.log_tags({CHANGED_TAG: note})
+        elif CHANGED_TAG in before.tags:
+            self.log_tags({CHANGED_TAG: "nothing any more"})
+        self.log_text(text, "config.yaml")
+        return changed
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Scalars of one step, such as {"loss/total": 1.2}. Sent every 10 seconds, every 500 values, and at the end."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._buffer += [Metric(_name(key), float(value), now, step) for key, value in values.items()]
+        if time.monotonic() >= self._flush_at or (self._answers and len(self._buffer) >= _PLACES):
+            self._try_to_flush()
+
+    def log_ap(self, step: int, aps: Mapping[str, CocoAp]) -> None:
+        """`mask/AP`, `mask/AP50`, ... and `mask/AP/person` for each of {"box": ..., "mask": ...}, 0..1.
+
+        Numbers that are undefined (no ground truth of that size or class) are left out.
+        """
+        values: dict[str, float] = {}
+        for task, ap in aps.items():
+            values |= {f"{task}/{name}": value for name, value in ap.stats.items()}
+            for name, value in ap.per_class.items():
+                key = f"{task}/AP/{_part(name)}"
+                while key in values:  # two names may differ only in characters that MLflow does not take
+                    key += "_"
+                values[key] = value
+        self.log_metrics(step, {key: value for key, value in values.items() if not math.isnan(value)})
+        self.flush()
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Facts about the run, such as {"mlflow.source.git.commit": ..., "dataset": fingerprint, "ray": version}."""
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(_name(key), _shorten(value, _TAG_CHARACTERS)) for key, value in tags.items()]
+        for start in range(0, len(entries), _PARAMS_A_CALL):
+            self._client.log_batch(self.run_id, tags=entries[start : start + _PARAMS_A_CALL])
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file, or a directory under its own name, into the run's `folder`. CSV files show as tables."""
+        if not path.exists():
+            raise FileNotFoundError(f"an artifact to log must exist, got {path}; write it first")
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Store `text` as the artifact `name`, such as "config.yaml"."""
+        self._client.log_text(self.run_id, text, name)
+
+    def flush(self) -> None:
+        """Send the metrics that are held back. Raises if the store does not take them; they are kept then."""
+        while self._buffer:
+            self._client.log_batch(self.run_id, metrics=self._buffer[:_METRICS_A_CALL])
+            del self._buffer[:_METRICS_A_CALL]
+        self._answers = True
+        self._flush_at = time.monotonic() + _HOLD_SECONDS
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Send what is held back and close the run."""
+        self.flush()
+        self._client.set_terminated(self.run_id, status)
+
+    def where(self) -> str:
+        """One line for people: how to see this run."""
+        page = f"#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        if self.uri.startswith("sqlite"):
+            return f"{ui_command(self.uri)}, then http://127.0.0.1:5000/{page}"
+        return f"{self.uri.rstrip('/')}/{page}"
+
+    def _try_to_flush(self) -> None:
+        """An MLflow server that is away for a while must not end a training: its metrics wait for it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.flush()
+        except MlflowException as error:
+            if error.error_code == "INVALID_PARAMETER_VALUE":  # would never be taken
+                raise
+            self._answers = False
+            self._flush_at = time.monotonic() + _RETRY_SECONDS
+            _log.warning(
+                "MLflow at %s did not take %d metrics (%s); they are kept and sent again in %.0f s",
+                *(self.uri, len(self._buffer), str(error).strip().split("\n")[0][:200], _RETRY_SECONDS),
+            )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"train": {"steps": 200}} -> {"train.steps": "200"}; lists and null as in JSON."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def _part(text: str) -> str:
+    """One part of a metric's name: what MLflow does not take becomes "_", and a slash too."""
+    clean = re.sub(r"[^\w.\- :]", "_", text).strip()
+    return clean if clean.strip(".") else "_"
+
+
+def _name(key: str) -> str:
+    return "/".join(_part(part) for part in key.split("/"))[:_NAME_CHARACTERS]
+
+
+def _shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        return "unknown"

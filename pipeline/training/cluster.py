@@ -1,0 +1,125 @@
+"""Our configuration as Ray objects: the cluster, the workers and what each may use."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig
+
+from pipeline import config as ours
+from pipeline.data.stream import READ_CPUS
+from pipeline.errors import UserError
+
+MOST_CPU_WORKERS = 8  # without GPUs; more than that is a cluster's choice
+
+
+class ClusterError(UserError):
+    """The cluster cannot serve the run."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many workers, and what each has."""
+
+    workers: int
+    gpus: float  # a worker
+    cpus: float  # a worker
+
+    @property
+    def threads(self) -> int:
+        """Threads of a worker's computation."""
+        return max(1, int(self.cpus))
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """For Ray."""
+        resources = {"CPU": self.cpus}
+        if self.gpus:
+            resources["GPU"] = self.gpus
+        return resources
+
+
+def start_ray(config: ours.ClusterConfig) -> None:
+    """Join the cluster of `address` or RAY_ADDRESS, or start a Ray of our own on this machine's loopback."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # do not hide GPUs from tasks that ask for none
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            namespace="maskrcnn",
+        )
+    except ConnectionError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address} ({error}); check cluster.address or RAY_ADDRESS, "
+            "or leave both empty to start one on this machine"
+        ) from error
+
+
+def plan_workers(config: ours.ClusterConfig, batch_images: int) -> Layout:
+    """The layout for the running cluster.
+
+    By default one worker a GPU, or without GPUs one a CPU (at most 8, and so many that the batch divides). Room for
+    reading (READ_CPUS a task, two tasks a worker at most share one) is left beside each worker.
+
+    Raises:
+        ClusterError: the batch does not divide, or the cluster is too small.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    gpus_per_worker = config.gpus_per_worker if config.gpus_per_worker is not None else (1.0 if gpus else 0.0)
+    if config.workers is not None:
+        workers = config.workers
+        if batch_images % workers:
+            fits = [w for w in range(1, batch_images + 1) if batch_images % w == 0]
+            raise ClusterError(
+                f"train.batch_images={batch_images} does not divide over cluster.workers={workers}; "
+                f"use a multiple of {workers} for the batch, or one of {fits} workers"
+            )
+    else:
+        most = int(gpus / gpus_per_worker) if gpus_per_worker else min(int(cpus), MOST_CPU_WORKERS)
+        workers = max((w for w in range(1, max(most, 1) + 1) if batch_images % w == 0), default=1)
+    if workers * gpus_per_worker > gpus:
+        raise ClusterError(
+            f"{workers} workers with {gpus_per_worker:g} GPU each need {workers * gpus_per_worker:g} GPUs, the cluster has "
+            f"{gpus:g}; lower cluster.workers, or set cluster.gpus_per_worker=0 to train on CPUs"
+        )
+    share = cpus / workers - READ_CPUS
+    if config.cpus_per_worker is not None:
+        each = config.cpus_per_worker
+    else:
+        each = float(int(share)) if share >= 1 else share
+    if each <= 0 or workers * (each + READ_CPUS) > cpus:
+        raise ClusterError(
+            f"{workers} workers with {each:g} CPU each and {READ_CPUS:g} beside each for reading need "
+            f"{workers * (each + READ_CPUS):g} CPUs, the cluster has {cpus:g}; lower cluster.workers or "
+            "cluster.cpus_per_worker"
+        )
+    return Layout(workers, gpus_per_worker, each)
+
+
+def scaling_config(layout: Layout) -> ScalingConfig:
+    """Ray Train's view of the layout."""
+    return ScalingConfig(num_workers=layout.workers, use_gpu=layout.gpus > 0, resources_per_worker=layout.resources)
+
+
+def torch_config(layout: Layout) -> TorchConfig:
+    """NCCL between GPUs, Gloo between CPUs."""
+    return TorchConfig(backend="nccl" if layout.gpus else "gloo")
+
+
+def run_config(config: ours.RunConfig, runs_dir: Path, name: str) -> RunConfig:
+    """Storage, failures and how many checkpoints stay."""
+    return RunConfig(
+        name=name,
+        storage_path=str(runs_dir),
+        failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+    )

@@ -1,0 +1,45 @@
+"""SGD and its learning rate, as functions of the step (nothing to save but momentum)."""
+
+import torch
+from torch import nn
+
+from model.trunks.resnet import FrozenBatchNorm2d
+from pipeline.config import OptimConfig
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm2d)
+
+
+def peak_lr(config: OptimConfig, batch_images: int) -> float:
+    """The learning rate for this batch: linear in its size (Goyal et al. 2017)."""
+    return config.lr * batch_images / config.lr_batch_images
+
+
+def lr_at(config: OptimConfig, batch_images: int, step: int) -> float:
+    """The learning rate of `step`, counted from 0: linear warm-up, then a factor at each milestone."""
+    lr = peak_lr(config, batch_images) * config.gamma ** sum(step >= milestone for milestone in config.milestones)
+    if step < config.warmup_steps:
+        share = step / config.warmup_steps
+        lr *= config.warmup_factor * (1 - share) + share
+    return lr
+
+
+def make_sgd(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
+    """SGD over what is meant to train, with the weight decay of each kind of parameter."""
+    decay: dict[float, list[nn.Parameter]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if isinstance(module, _NORMS):
+                weight_decay = config.weight_decay_norm
+            else:
+                weight_decay = config.weight_decay_bias if name == "bias" else config.weight_decay
+            decay.setdefault(weight_decay, []).append(parameter)
+    groups = [{"params": parameters, "weight_decay": value} for value, parameters in decay.items()]
+    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+
+
+def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Use `lr` for every parameter from now on."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr

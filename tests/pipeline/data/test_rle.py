@@ -1,0 +1,158 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from pipeline.data import rle
+
+
+def crop_of(mask: NDArray[np.uint8], box: list[float]) -> NDArray[np.uint8]:
+    runs = rle.parse_counts(rle.from_mask(mask))
+    return rle.unpack_crops([rle.crop(runs, *mask.shape, box)])[0]
+
+
+def naive_crop(mask: NDArray[np.uint8], box: list[float]) -> NDArray[np.bool_]:
+    """Area of each cell, pixel by pixel."""
+    n = rle.CROP_SIZE
+    out = np.zeros((n, n), dtype=bool)
+    step_x, step_y = (box[2] - box[0]) / n, (box[3] - box[1]) / n
+    for i in range(n):
+        top, bottom = box[1] + i * step_y, box[1] + (i + 1) * step_y
+        for j in range(n):
+            left, right = box[0] + j * step_x, box[0] + (j + 1) * step_x
+            area = 0.0
+            for y in range(max(int(top), 0), min(math.ceil(bottom), mask.shape[0])):
+                for x in range(max(int(left), 0), min(math.ceil(right), mask.shape[1])):
+                    share = (min(bottom, y + 1) - max(top, y)) * (min(right, x + 1) - max(left, x))
+                    area += mask[y, x] * share
+            out[i, j] = area >= 0.5 * step_x * step_y - 1e-9
+    return out
+
+
+def test_crop_size_is_the_models() -> None:
+    from model.types import CROP_SIZE
+
+    assert rle.CROP_SIZE == CROP_SIZE
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 70), st.floats(0, 1))
+def test_runs_and_masks_agree_with_pycocotools(seed: int, height: int, width: int, share: float) -> None:
+    mask = (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
+    counts = rle.from_mask(mask)
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate(([0], edges, [flat.size])))
+    expected = runs if flat[0] == 0 else np.concatenate(([0], runs))
+    assert rle.parse_counts(counts).tolist() == expected.tolist()
+    assert np.array_equal(rle.to_mask(counts, height, width), mask)
+    assert np.array_equal(coco_mask.decode({"size": [height, width], "counts": counts}), mask)
+    assert rle.area(counts, height, width) == mask.sum()
+    assert rle.from_counts(expected.tolist(), height, width) == counts
+    for given_counts in (counts, counts.decode(), expected.tolist()):
+        assert rle.from_segmentation({"size": [height, width], "counts": given_counts}, height, width) == counts
+
+
+def test_long_runs() -> None:
+    mask = np.zeros((3000, 4000), np.uint8)
+    mask[:, 1000:3900] = 1
+    mask[7, 8] = 1
+    assert rle.parse_counts(rle.from_mask(mask))[1::2].sum() == mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        (None, "a list of polygons or an RLE, got None"),
+        ({"size": [4, 5]}, "a list of polygons or an RLE"),
+        ([], "no polygon in the segmentation"),
+        ([[1, 1, 2, 2]], "at least 3 points .* got 4 numbers"),
+        ([[1, 1, 2, 2, 3, 3, 4]], "at least 3 points .* got 7 numbers"),
+        ([[1, 1, 3, 1, 3, 3], [0, 0]], "at least 3 points .* got 2 numbers"),
+        ([3, 4, 5], "at least 3 points .* got 3"),
+        ([[1, 1, 3, 1, 3, float("nan")]], "must be finite"),
+        ([[1, 1, 3, 1, 3, 1e12]], "near the image"),
+        ([[1, 1, 3, 1, 3, "x"]], "must be numbers"),
+        ({"size": [5, 4], "counts": [20]}, r"must be the image's \[4, 5\], got \[5, 4\]"),
+        ({"size": [4, 5], "counts": [8, 8]}, "must add up to 4 x 5 = 20, got 16"),
+        ({"size": [4, 5], "counts": [8, -8, 20]}, "must not be negative"),
+        ({"size": [4, 5], "counts": [8, 10**30]}, "must lie in 0..20"),
+        ({"size": [4, 5], "counts": [8, 1.5]}, "must be integers"),
+        ({"size": [4, 5], "counts": "h"}, "not COCO's compressed counts"),
+        ({"size": [4, 5], "counts": "ooooooooo0"}, "a run has 10 characters"),
+        ({"size": [4, 5], "counts": "d1"}, "must add up to 4 x 5 = 20, got 52"),
+        ({"size": [4, 5], "counts": ""}, "must add up to 4 x 5 = 20, got 0"),
+        ({"size": [4, 5], "counts": "\u00e9"}, "must add up|compressed counts"),
+        ({"size": [4, 5], "counts": 7}, "are a list or a string, got 7"),
+    ],
+)
+def test_bad_segmentation(segmentation: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rle.from_segmentation(segmentation, 4, 5)
+
+
+@pytest.mark.parametrize("box", [[2.0, 3.0, 22.0, 19.0], [0.3, 1.7, 29.9, 23.4], [5.5, 6.5, 7.25, 6.75]])
+def test_crop_is_the_area_of_each_cell(box: list[float]) -> None:
+    mask = (np.random.default_rng(1).random((24, 30)) < 0.5).astype(np.uint8)
+    assert np.array_equal(crop_of(mask, box), naive_crop(mask, box))
+
+
+def test_crop_of_a_box_larger_than_the_crop() -> None:
+    y, x = np.mgrid[:230, :260]
+    mask = ((x - 120) ** 2 + (y - 110) ** 2 < 95**2).astype(np.uint8)
+    box = [20.4, 12.2, 218.1, 207.9]
+    assert np.array_equal(crop_of(mask, box), naive_crop(mask, box))
+
+
+def test_crop_of_one_pixel_and_of_everything() -> None:
+    mask = np.zeros((10, 12), np.uint8)
+    mask[9, 11] = 1
+    assert crop_of(mask, [11, 9, 12, 10]).all()
+    assert crop_of(mask, [0, 0, 1, 1]).sum() == 0
+    assert crop_of(np.ones((10, 12), np.uint8), [0, 0, 12, 10]).all()
+    assert np.argwhere(crop_of(mask, [10, 8, 12, 10])).min(axis=0).tolist() == [56, 56]  # the lower right quarter
+
+
+def test_crops_pack_and_unpack() -> None:
+    assert rle.unpack_crops([]).shape == (0, 112, 112)
+    bits = np.random.default_rng(0).integers(0, 2, (3, 112, 112), dtype=np.uint8)
+    assert np.array_equal(rle.unpack_crops([np.packbits(b).tobytes() for b in bits]), bits)
+
+
+def test_crops_keep_real_masks(coco_small: Path) -> None:
+    content = json.loads((coco_small / "annotations/instances_val2017.json").read_bytes())
+    size_of = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    ious = []
+    for annotation in content["annotations"][::5]:
+        if annotation["area"] <= 32**2:
+            continue
+        height, width = size_of[annotation["image_id"]]
+        counts = rle.from_segmentation(annotation["segmentation"], height, width)
+        x, y, w, h = annotation["bbox"]
+        crop = rle.unpack_crops([rle.crop(rle.parse_counts(counts), height, width, [x, y, x + w, y + h])])[0]
+        row = np.floor((np.arange(height) + 0.5 - y) / h * 112).astype(int)  # the cell of each pixel's centre
+        column = np.floor((np.arange(width) + 0.5 - x) / w * 112).astype(int)
+        inside = ((row >= 0) & (row < 112))[:, None] & ((column >= 0) & (column < 112))
+        back = crop[np.clip(row, 0, 111)][:, np.clip(column, 0, 111)].astype(bool) & inside
+        truth = rle.to_mask(counts, height, width).astype(bool)
+        ious.append((back & truth).sum() / (back | truth).sum())
+    assert len(ious) > 100 and np.mean(ious) >= 0.98
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_masks_are_pycocotools(coco_small: Path, split: str, capsys: pytest.CaptureFixture[str]) -> None:
+    coco = COCO(str(coco_small / f"annotations/instances_{split}.json"))
+    capsys.readouterr()
+    for annotation in list(coco.anns.values())[::3]:
+        image = coco.imgs[annotation["image_id"]]
+        counts = rle.from_segmentation(annotation["segmentation"], image["height"], image["width"])
+        assert counts == coco.annToRLE(annotation)["counts"]
+        again = rle.parse_counts(counts)
+        assert again[1::2].sum() == coco_mask.area(coco.annToRLE(annotation))

@@ -1,0 +1,103 @@
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from model.ops.masks import paste_full
+from model.types import Detections
+from pipeline.evaluation.coco_rle import detections_to_results, encode_crop, encode_crops
+
+
+def full(crop: np.ndarray[Any, Any], y0: int, x0: int, height: int, width: int) -> np.ndarray[Any, Any]:
+    image = np.zeros((height, width), dtype=np.uint8)
+    image[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
+    return image
+
+
+def oracle(image: np.ndarray[Any, Any]) -> bytes:
+    counts: bytes = coco_mask.encode(np.asfortranarray(image))["counts"]
+    return counts
+
+
+AWKWARD = {
+    "full image of ones": (np.ones((7, 9)), 0, 0, 7, 9),
+    "full image of zeros": (np.zeros((7, 9)), 0, 0, 7, 9),
+    "nothing": (np.zeros((0, 0)), 0, 0, 7, 9),
+    "no rows": (np.zeros((0, 4)), 2, 2, 7, 9),
+    "zeros inside": (np.zeros((3, 4)), 2, 2, 7, 9),
+    "one pixel": (np.ones((1, 1)), 3, 4, 7, 9),
+    "first pixel": (np.ones((1, 1)), 0, 0, 7, 9),
+    "last pixel": (np.ones((1, 1)), 6, 8, 7, 9),
+    "image of one pixel": (np.ones((1, 1)), 0, 0, 1, 1),
+    "full height, runs go on": (np.ones((7, 3)), 0, 2, 7, 9),
+    "full height to the last column": (np.ones((7, 3)), 0, 6, 7, 9),
+    "bottom, then next top": (np.array([[0, 1], [0, 0], [1, 0]]), 0, 3, 3, 9),
+    "touches the bottom": (np.ones((3, 3)), 4, 2, 7, 9),
+    "touches the top": (np.ones((3, 3)), 0, 2, 7, 9),
+    "touches bottom and right": (np.ones((3, 3)), 4, 6, 7, 9),
+    "a large image": (np.ones((2, 3)), 2000, 5000, 4000, 6000),
+}
+
+
+@pytest.mark.parametrize("case", AWKWARD.values(), ids=AWKWARD.keys())
+def test_awkward_crops_equal_pycocotools(case: tuple[np.ndarray[Any, Any], int, int, int, int]) -> None:
+    crop, y0, x0, height, width = case
+    assert encode_crop(crop.astype(np.uint8), y0, x0, height, width) == oracle(full(crop, y0, x0, height, width))
+
+
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_random_crops_equal_pycocotools(layout: Any) -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(300):
+        height, width = rng.integers(1, 60, 2).tolist()
+        crops = []
+        for _ in range(5):
+            y0, x0 = int(rng.integers(0, height)), int(rng.integers(0, width))
+            h, w = int(rng.integers(1, height - y0 + 1)), int(rng.integers(1, width - x0 + 1))
+            crop = (rng.random((h, w)) < rng.choice([0.05, 0.5, 0.97])).astype(np.uint8)
+            crops.append((y0, x0, np.asarray(crop, order=layout)))
+        expected = [oracle(full(crop, y0, x0, height, width)) for y0, x0, crop in crops]
+        assert encode_crops(crops, height, width) == expected
+
+
+def test_a_crop_outside_its_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 x 3 at row 5, column 0"):
+        encode_crop(np.ones((3, 3)), 5, 0, 7, 9)
+
+
+@pytest.mark.parametrize("rule", ["exact", "integer"])
+def test_detections_become_coco_results(rule: Any) -> None:
+    g = torch.Generator().manual_seed(3)
+    boxes = torch.rand(20, 4, generator=g) * torch.tensor([50.0, 40.0, 60.0, 50.0])
+    boxes[:, 2:] += boxes[:, :2]
+    masks = torch.rand(20, 28, 28, generator=g)
+    classes = torch.randint(1, 4, (20,), generator=g)
+    found = Detections(boxes, torch.linspace(0.9, 0.1, 20), classes, masks, size=(80, 90))
+    results = json.loads(json.dumps(detections_to_results(found, 42, [7, 11, 90], rule)))
+    pasted = paste_full(masks, boxes, (80, 90), rule).numpy().astype(np.uint8)
+    assert len(results) == 20
+    for result, box, c, image in zip(results, boxes.tolist(), classes.tolist(), pasted, strict=True):
+        assert result["image_id"] == 42
+        assert result["category_id"] == {1: 7, 2: 11, 3: 90}[c]
+        assert result["bbox"] == pytest.approx([box[0], box[1], box[2] - box[0], box[3] - box[1]])
+        assert result["segmentation"] == {"size": [80, 90], "counts": oracle(image).decode()}
+
+
+def test_detections_without_masks_and_without_objects() -> None:
+    found = Detections(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([0.5]), torch.tensor([1]), None, (10, 10))
+    assert detections_to_results(found, 1, [5]) == [
+        {"image_id": 1, "category_id": 5, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.5}
+    ]
+    nothing = Detections(
+        torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 28, 28), (10, 10)
+    )
+    assert detections_to_results(nothing, 1, [5]) == []
+
+
+def test_a_class_the_data_does_not_have_is_refused() -> None:
+    found = Detections(torch.ones(1, 4), torch.ones(1), torch.tensor([3]), None, (10, 10))
+    with pytest.raises(ValueError, match=r"1\.\.2 .* got \[3\]"):
+        detections_to_results(found, 1, [5, 6])

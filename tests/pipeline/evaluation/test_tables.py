@@ -1,0 +1,59 @@
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.evaluation.coco_ap import STAT_NAMES, CocoAp
+from pipeline.evaluation.tables import ap_table, per_class_table, write_ap_json, write_per_class_csv
+
+
+def ap(value: float, classes: dict[str, float]) -> CocoAp:
+    stats = {name: value for name in STAT_NAMES} | {"AP_large": math.nan}
+    k = len(classes)
+    empty = np.zeros((10, 101, k, 4, 3))
+    return CocoAp("bbox", stats, classes, dict.fromkeys(classes, 7), empty, empty[:, 0])
+
+
+def show(table: Table, width: int = 80) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_ap_table_shows_percent_and_dashes() -> None:
+    text = show(ap_table({"box": ap(0.45678, {"a": 0.1}), "mask": ap(0.3, {"a": 0.1})}))
+    rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines() if line.strip().startswith("A")}
+    assert rows["AP"] == ["45.7", "30.0"]
+    assert rows["AP_large"] == ["-", "-"]
+    assert set(rows) == set(STAT_NAMES)
+
+
+def test_per_class_table_fits_eighty_classes_in_a_terminal() -> None:
+    classes = {f"class {i}": i / 100 for i in range(80)} | {"unseen": math.nan}
+    for width, most_lines in ((80, 48), (120, 34), (40, 90)):
+        text = show(per_class_table({"box": ap(0.4, classes), "mask": ap(0.3, classes)}, width), width)
+        assert all(f" {name} " in text for name in classes)
+        assert len(text.splitlines()) < most_lines
+    assert "objects" in text
+
+
+def test_files_hold_every_digit_and_no_nan(tmp_path: Path) -> None:
+    classes = {"größe, 猫": 1 / 3, "unseen": math.nan}
+    aps = {"box": ap(0.1 + 0.2, classes), "mask": ap(0.5, classes)}
+    write_ap_json(aps, tmp_path / "ap.json")
+    content = json.loads((tmp_path / "ap.json").read_text(encoding="utf-8"))
+    assert content["box"]["AP"] == 0.1 + 0.2
+    assert content["mask"]["AP_large"] is None
+    assert content["box"]["per_class"] == {"größe, 猫": 1 / 3, "unseen": None}
+    write_per_class_csv(aps, tmp_path / "per_class.csv")
+    with (tmp_path / "per_class.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["class", "objects", "box_AP", "mask_AP"],
+            ["größe, 猫", "7", str(1 / 3), str(1 / 3)],
+            ["unseen", "7", "", ""],
+        ]

@@ -1,0 +1,48 @@
+"""The files in configs/: base.yaml documents every key, the others load."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RunConfig
+from pipeline.configure import known_keys, load_config, to_yaml
+from pipeline.yaml_core import parse
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+BASE = CONFIGS / "base.yaml"
+OTHERS = sorted(path for path in CONFIGS.rglob("*.yaml") if path != BASE)
+
+
+def test_base_alone_is_the_defaults():
+    assert load_config(BASE) == RunConfig()
+
+
+def test_base_names_every_key_in_order():
+    origins = parse(BASE.read_text(encoding="utf-8"), "base.yaml").origins
+    sections = {key.rpartition(".")[0] for key in origins}
+    assert [key for key in origins if key not in sections] == known_keys()
+
+
+def test_base_explains_every_key():
+    bare = [
+        line
+        for line in BASE.read_text(encoding="utf-8").splitlines()
+        if re.match(r" +\w+: *[^ #]", line) and not re.search(r"  # \S", line)
+    ]
+    assert bare == []
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_other_files_start_from_base_and_say_what_to_expect(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.search(r"^base: (\.\./)+base\.yaml$", text, re.M)
+    load_config(path)
+    header = text.split("\nbase:")[0]
+    assert "Launch:" in header
+    assert "Expected:" in header
+
+
+def test_the_coco_recipe_is_the_default():
+    # but for what a user gives; printed so that a changed default shows up as a changed recipe
+    assert to_yaml(load_config(CONFIGS / "coco/mask_rcnn_r50_fpn_1x.yaml")) == to_yaml(RunConfig())

@@ -1,0 +1,174 @@
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipeline.errors import UserError
+from pipeline.evaluation.coco_ap import STAT_NAMES, CocoAp
+from pipeline.tracking.mlflow_run import CHANGED_TAG, Tracker, flatten
+from pipeline.tracking.mlflow_store import default_uri
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store for all tests: making it takes a second."""
+    return default_uri(tmp_path_factory.mktemp("runs with a space"))
+
+
+def run_of(tracker: Tracker) -> Any:
+    return MlflowClient(tracking_uri=tracker.uri).get_run(tracker.run_id)
+
+
+def history(tracker: Tracker, key: str) -> list[tuple[int, float]]:
+    found = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, key)
+    return [(m.step, m.value) for m in found]
+
+
+def test_metrics_come_back_after_finish(uri: str) -> None:
+    tracker = Tracker.start(uri, "maskrcnn", "metrics")
+    for step in range(1, 4):
+        tracker.log_metrics(step, {"loss/total": 1.0 / step, "lr": 0.02})
+    assert history(tracker, "lr") == []  # still held back
+    tracker.finish()
+    assert history(tracker, "loss/total") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    run = run_of(tracker)
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time is not None
+    assert run.info.run_name == "metrics"
+
+
+def test_many_metrics_are_sent_before_the_end(uri: str) -> None:
+    tracker = Tracker.start(uri, "maskrcnn", "many")
+    for step in range(60):
+        tracker.log_metrics(step, {f"m{i}": 1.0 for i in range(10)})
+    assert len(history(tracker, "m0")) == 50
+    tracker.flush()
+    assert len(history(tracker, "m0")) == 60
+
+
+def test_the_same_name_continues(uri: str) -> None:
+    first = Tracker.start(uri, "maskrcnn", "Tom's run")
+    first.log_metrics(1, {"loss/total": 2.0})
+    first.finish("FAILED")
+    second = Tracker.start(uri, "maskrcnn", "Tom's run")
+    assert (second.run_id, second.resumed, first.resumed) == (first.run_id, True, False)
+    assert run_of(second).info.status == "RUNNING"
+    second.log_metrics(2, {"loss/total": 1.0})
+    second.finish()
+    assert history(second, "loss/total") == [(1, 2.0), (2, 1.0)]
+    assert Tracker.start(uri, "maskrcnn", "Tom's run", resume=False).run_id != first.run_id
+    assert Tracker.start(uri, "other experiment", "Tom's run").run_id != first.run_id
+    with pytest.raises(UserError, match="one kind of quote"):
+        Tracker.start(uri, "maskrcnn", """both ' and " """)
+
+
+def test_config_and_what_changed_on_resume(uri: str) -> None:
+    config = {"train": {"steps": 200, "name": None}, "data": {"sizes": [1, 2], "note": "x" * 900}, "on": True}
+    tracker = Tracker.start(uri, "maskrcnn", "config")
+    assert tracker.log_config(config, "train:\n  steps: 200\n") == {}
+    params = run_of(tracker).data.params
+    assert {k: params[k] for k in ("train.steps", "train.name", "data.sizes", "on")} == {
+        "train.steps": "200",
+        "train.name": "null",
+        "data.sizes": "[1, 2]",
+        "on": "true",
+    }
+    assert len(params["data.note"]) == 500
+    again = Tracker.start(uri, "maskrcnn", "config")
+    assert again.log_config(config, "same") == {}
+    assert CHANGED_TAG not in run_of(again).data.tags
+    longer = {**config, "train": {"steps": 400, "name": None, "seed": 1}}
+    assert again.log_config(longer, "steps: 400 # größer\n") == {"train.steps": ("200", "400")}
+    run = run_of(again)
+    assert run.data.tags[CHANGED_TAG] == "train.steps: 200 -> 400"
+    assert run.data.params["train.steps"] == "200"
+    assert run.data.params["train.seed"] == "1"
+    local = MlflowClient(tracking_uri=uri).download_artifacts(again.run_id, "config.yaml")
+    assert Path(local).read_text(encoding="utf-8") == "steps: 400 # größer\n"
+
+
+def test_more_than_a_hundred_parameters_and_tags(uri: str) -> None:
+    tracker = Tracker.start(uri, "maskrcnn", "wide")
+    tracker.log_config({f"key{i}": i for i in range(230)}, "")
+    tracker.log_tags({f"tag{i}": "t" * 9000 for i in range(120)})
+    run = run_of(tracker)
+    assert len(run.data.params) == 230
+    assert len(run.data.tags["tag119"]) == 5000
+
+
+def test_artifacts_lie_beside_the_database(uri: str, tmp_path: Path) -> None:
+    tracker = Tracker.start(uri, "maskrcnn", "artifacts")
+    picture = tmp_path / "picture 1.png"
+    picture.write_bytes(b"png")
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "meta.json").write_text("{}")
+    tracker.log_artifact(picture, "pictures")
+    tracker.log_artifact(checkpoint)
+    root = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / tracker.run_id / "artifacts"
+    assert (root / "pictures" / "picture 1.png").read_bytes() == b"png"
+    assert (root / "checkpoint" / "meta.json").read_text() == "{}"
+    with pytest.raises(FileNotFoundError, match="write it first"):
+        tracker.log_artifact(tmp_path / "nothing.png")
+
+
+def test_ap_with_unicode_and_odd_class_names(uri: str) -> None:
+    classes = {"person": 0.5, "größe 猫": 0.25, "a/b": 0.1, "a?b": 0.2, "..": 0.3, "unseen": math.nan}
+    ap = CocoAp(
+        task="segm",
+        stats={name: (math.nan if name == "AP_large" else 0.5) for name in STAT_NAMES},
+        per_class=classes,
+        instances=dict.fromkeys(classes, 1),
+        precision=np.zeros((10, 101, 6, 4, 3)),
+        recall=np.zeros((10, 6, 4, 3)),
+    )
+    tracker = Tracker.start(uri, "maskrcnn", "ap")
+    tracker.log_ap(100, {"mask": ap})
+    metrics = run_of(tracker).data.metrics
+    assert metrics["mask/AP"] == 0.5
+    assert "mask/AP_large" not in metrics
+    assert {k.removeprefix("mask/AP/"): v for k, v in metrics.items() if k.startswith("mask/AP/")} == {
+        "person": 0.5,
+        "größe 猫": 0.25,
+        "a_b": 0.1,
+        "a_b_": 0.2,
+        "_": 0.3,
+    }
+    assert history(tracker, "mask/AP50") == [(100, 0.5)]
+
+
+def test_a_store_that_is_away_is_waited_for(
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker.start(uri, "maskrcnn", "away")
+    real = tracker._client.log_batch
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise MlflowException("no route to host\nand much more")
+
+    monkeypatch.setattr(tracker._client, "log_batch", fail)
+    tracker._flush_at = 0.0
+    with caplog.at_level(logging.WARNING):
+        for step in range(600):
+            tracker.log_metrics(step, {"loss/total": 1.0})
+    assert [r.getMessage() for r in caplog.records] == [
+        f"MLflow at {uri} did not take 1 metrics (no route to host); they are kept and sent again in 60 s"
+    ]
+    with pytest.raises(MlflowException):
+        tracker.finish()
+    monkeypatch.setattr(tracker._client, "log_batch", real)
+    tracker.finish()
+    assert len(history(tracker, "loss/total")) == 600
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": {"c": 1.5}, "d": "x"}, "e": [None, "y"]}) == {
+        "a.b.c": "1.5",
+        "a.d": "x",
+        "e": '[null, "y"]',
+    }
