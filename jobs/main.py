@@ -131,7 +131,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Box and mask AP of a checkpoint."""
-    from jobs.evaluate import evaluate as run
+    from jobs.evaluate import evaluate_checkpoint as run
 
     run(checkpoint, data, overrides or [], out_dir)
 

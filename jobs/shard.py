@@ -1,6 +1,7 @@
 """`maskrcnn shard coco|shapes`: a data set becomes shards; what was left out is counted and named."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
@@ -41,7 +42,7 @@ def shard_shapes(out_dir: Path, *, train_images: int | None, val_images: int | N
         target = out_dir / split
         if (target / MANIFEST).exists():
             present = load_manifest(target)
-            if present.generator == settings:
+            if present.generator == {"name": "shapes", **asdict(settings)}:
                 manifests[target] = present
                 continue
         annotations = coco / "annotations" / f"instances_{split}.json"

@@ -27,7 +27,7 @@ Tree = dict[str, Any]
 Origins = dict[str, str]  # dotted key -> where it was set last
 UNKNOWN = "unexpected_keyword_argument"  # pydantic's word
 
-__all__ = ["ConfigError", "from_yaml_text", "known_keys", "load_config", "to_dict", "to_yaml"]
+__all__ = ["ConfigError", "apply_overrides", "from_yaml_text", "known_keys", "load_config", "to_dict", "to_yaml"]
 
 
 class ConfigError(UserError):
@@ -37,6 +37,15 @@ class ConfigError(UserError):
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a file (None: the defaults) and its parents, apply `a.b.c=VALUE` overrides in order, and validate."""
     tree, origins = _read_file(path, ()) if path is not None else ({}, {})
+    return _override(tree, origins, overrides)
+
+
+def apply_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """`config` with `a.b.c=VALUE` overrides, such as a checkpoint's configuration evaluated in another way."""
+    return _override(to_dict(config), {}, overrides)
+
+
+def _override(tree: Tree, origins: Origins, overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         child, where = _read_override(override)
         tree, origins = _merge(tree, child), origins | where

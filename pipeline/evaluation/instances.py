@@ -1,4 +1,4 @@
-"""Objects of one image as pictures need them: from a model's detections, from COCO results, or from the ground truth."""
+"""Objects of one image as pictures need them: from detections, from COCO results, or from the ground truth."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,8 @@
 """Pictures of instances: colour over each mask, its outline, a thin box, and class and score in a label.
 
-draw_comparison(image, from_record(record), from_results(results, category_ids), names, Path("123.png"))
+    draw_comparison(image, from_record(record), from_results(results, category_ids), names, Path("123.png"))
+
+A class has the same colour in every picture. Small images are enlarged, so that labels can be read.
 """
 
 import math

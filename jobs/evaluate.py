@@ -1,0 +1,46 @@
+"""`maskrcnn evaluate CHECKPOINT --data SHARDS`: box and mask AP, and the pictures that explain them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.console import err, out, progress
+from pipeline.config import RunConfig
+from pipeline.configure import apply_overrides
+from pipeline.data.shards import load_index
+from pipeline.evaluation.evaluate import Evaluation, check_classes, evaluate
+from pipeline.evaluation.predict import choose_rows
+from pipeline.evaluation.tables import ap_table, per_class_table
+from pipeline.tracking.mlflow_run import Tracker
+from pipeline.training.checkpoint import read_meta
+from pipeline.training.cluster import Layout, plan_workers, start_ray
+
+
+def evaluate_checkpoint(checkpoint: Path, data: Path, overrides: Sequence[str], out_dir: Path | None) -> None:
+    """Evaluate with the checkpoint's own configuration, changed by `overrides`."""
+    config, meta = read_meta(checkpoint)
+    config = apply_overrides(config, overrides)
+    check_classes(meta, data)
+    start_ray(config.cluster)
+    layout = plan_workers(config.cluster, config.train.batch_images)
+    directory = out_dir or checkpoint.parent / f"evaluation-{checkpoint.name}-{data.name}"
+    evaluate_and_show(checkpoint.absolute(), data.absolute(), config, layout, directory.absolute())
+
+
+def evaluate_and_show(
+    checkpoint: Path, data: Path, config: RunConfig, layout: Layout, directory: Path, tracker: Tracker | None = None
+) -> Evaluation:
+    """Evaluate, print the tables and paths, and log them if there is a tracker."""
+    total = choose_rows(load_index(data), config.evaluate.max_images).num_rows
+    with progress("evaluating", total) as meter:
+        evaluation = evaluate(checkpoint, data, config, layout, directory, meter.reach)
+    for sample_id, reason in evaluation.undecodable.items():
+        err.print(f"sample {sample_id} could not be decoded: {reason}", highlight=False, soft_wrap=True)
+    if tracker is not None:
+        tracker.log_ap(read_meta(checkpoint)[1].step, evaluation.aps)
+        tracker.log_artifact(directory, None)
+    out.print(per_class_table(evaluation.aps, out.width))
+    out.print(ap_table(evaluation.aps))
+    if evaluation.pictures:
+        out.print(f"pictures    {evaluation.pictures[0]}", soft_wrap=True, highlight=False)
+    out.print(f"results     {directory}", soft_wrap=True, highlight=False)
+    return evaluation
