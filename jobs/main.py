@@ -161,3 +161,20 @@ def ui(
     from jobs.ui import ui as run
 
     run(runs, host=host, port=port)
+
+
+benchmark_app = typer.Typer(help="Compare with other implementations in one run.", no_args_is_help=True)
+app.add_typer(benchmark_app, name="benchmark")
+
+
+@benchmark_app.command("accuracy")
+def benchmark_accuracy(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.", show_default=False)],
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+) -> None:
+    """What our model learns against torchvision's, on the same batches, without Ray."""
+    from jobs.benchmark import benchmark_accuracy as run
+
+    run(config, overrides or [], seeds, threads)

@@ -1,4 +1,4 @@
-"""`maskrcnn predict CHECKPOINT IMAGE_OR_DIR... --out DIR`: pictures with boxes and masks, and COCO results, without Ray."""
+"""`maskrcnn predict CHECKPOINT IMAGE_OR_DIR... --out DIR`: boxes and masks drawn, and COCO results; no Ray."""
 
 import json
 from collections.abc import Sequence

@@ -52,9 +52,10 @@ def _introduce(run: Run, layout: Layout) -> None:
     resumed = f", continues at step {run.done}" if run.done else ""
     lines = (
         f"run         {run.name} in {run.directory}{resumed}",
-        f"data        {counts['images']} images, {counts['instances']} instances, {len(run.manifest.class_names)} classes"
-        f" ({counts['empty']} images without annotations, {counts['crowd']} crowd regions,"
-        f" {counts['quarantined_images']} images and {counts['quarantined_annotations']} annotations in quarantine)",
+        f"data        {counts['images']} images, {counts['instances']} instances, "
+        f"{len(run.manifest.class_names)} classes ({counts['empty']} images without annotations, "
+        f"{counts['crowd']} crowd regions, {counts['quarantined_images']} images and "
+        f"{counts['quarantined_annotations']} annotations in quarantine)",
         f"model       Mask R-CNN, {config.model.trunk.depth} FPN-{config.model.trunk.fpn_channels}",
         f"workers     {layout.workers} x {where}, {config.train.batch_images // layout.workers} images each, "
         f"{config.train.precision}, peak lr {peak_lr(config.optim, config.train.batch_images):g}",
@@ -68,6 +69,7 @@ class _Watcher:
 
     def __init__(self, meter: Meter, tracker: Tracker) -> None:
         self.meter, self.tracker = meter, tracker
+        self.started = False
 
     def __call__(self, event: Event) -> None:
         match event["kind"]:
@@ -80,8 +82,15 @@ class _Watcher:
                 out.print(f"weights     {event['report']}", soft_wrap=True, highlight=False)
                 for line in event["mismatched"][:5]:
                     out.print(f"            not loaded: {line}", soft_wrap=True, highlight=False)
-            case "start" if event["step"]:
+            case "start":
+                if self.started:
+                    err.print(f"training goes on from step {event['step']} with {event['world']} workers")
+                self.started = True
                 self.meter.reach(event["step"])
+            case "failure":
+                err.print(
+                    f"worker {event['rank']} failed:\n{event['error']}", soft_wrap=True, highlight=False, markup=False
+                )
             case "bad_step":
                 err.print(
                     f"step {event['step']}: the gradient was not finite, the step was skipped; losses of worker "

@@ -1,6 +1,6 @@
 """Weights of torchvision: ImageNet ResNets and its Mask / Faster R-CNN R50-FPN (v1), by a table of names.
 
-`TORCHVISION_V1` is the set of conventions those detectors were trained under; with another set their AP drops in silence.
+`TORCHVISION_V1` is the set of conventions those detectors were trained under; with another their AP drops in silence.
 """
 
 import re
@@ -40,9 +40,9 @@ TORCHVISION_V1 = ModelConfig(
 # COCO's 80 category ids in order: which of torchvision's 91 rows are real classes.
 # fmt: off
 COCO_CATEGORY_IDS = (
-    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 27, 28, 31, 32, 33, 34, 35, 36,
-    37, 38, 39, 40, 41, 42, 43, 44, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 64, 65, 67, 70,
-    72, 73, 74, 75, 76, 77, 78, 79, 80, 81, 82, 84, 85, 86, 87, 88, 89, 90,
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 27, 28, 31, 32, 33, 34,
+    35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63,
+    64, 65, 67, 70, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81, 82, 84, 85, 86, 87, 88, 89, 90,
 )
 # fmt: on
 
@@ -91,7 +91,7 @@ def _class_rows(name: str, value: Tensor, classes: int) -> Tensor:
     per_class = {"box.scores": 1, "box.deltas": 4, "mask.predictor": 1}.get(layer)
     if per_class is None:
         return value
-    rows = value.unflatten(0, (-1, per_class))
+    rows = value.reshape(-1, per_class, *value.shape[1:])
     objects = rows[1:]  # background first
     if len(rows) == 91 and classes == len(COCO_CATEGORY_IDS):
         objects = rows[torch.tensor(COCO_CATEGORY_IDS)]
@@ -110,7 +110,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.matched)} tensors loaded, {len(self.missing)} missing, {len(self.mismatched)} of another shape, "
+            f"{len(self.matched)} tensors loaded, {len(self.missing)} missing, "
+            f"{len(self.mismatched)} of another shape, "
             f"{len(self.left)} not used"
         )
 
@@ -133,7 +134,7 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
         some = ", ".join(list(state)[:3])
         raise ValueError(
             f"no tensor of the weights fits the model; the file has {len(state)} tensors such as {some}; "
-            "give a checkpoint of this project, or a torchvision ResNet or Mask R-CNN state dict, with the model's depth"
+            "give a checkpoint of this project, or a torchvision ResNet or Mask R-CNN state dict of the model's depth"
         )
     model.load_state_dict({name: state[name] for name in matched}, strict=False)
     missing = [name for name in own if name not in state and name not in counters]

@@ -13,11 +13,13 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.errors import UserError
+
 MAX_PIXELS = 178_956_970  # Pillow refuses pictures above this as decompression bombs; so do we, on both ways
 _EXACT_COLORSPACES = ("Gray", "YCbCr", "RGB")  # simplejpeg's conversion is bit-equal to Pillow's for these
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """The bytes are no picture, are truncated, or decode to something that is no 8-bit picture."""
 
 

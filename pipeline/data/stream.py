@@ -1,4 +1,4 @@
-"""The rows of a plan, in its order, through Ray Data: tasks anywhere in the cluster read them, one worker consumes them.
+"""The rows of a plan, in its order, through Ray Data: tasks anywhere in the cluster read, one worker consumes.
 
 Each worker runs a data set of its own over its share of every batch. Encoded images travel, not decoded ones: a decoded
 frame is ten times larger, and moving it between processes costs more than decoding it (see collate.py).

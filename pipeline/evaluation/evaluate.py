@@ -1,6 +1,7 @@
 """AP of a checkpoint on shards, by COCO's protocol in original pixels, with the files that explain it.
 
-Into one directory: results_box.json, results_mask.json (COCO's results format), ap.json, per_class.csv, pr_curves.png, pictures/*.png.
+Into one directory: results_box.json and results_mask.json (COCO's results format), ap.json, per_class.csv,
+pr_curves.png, pictures/*.png.
 """
 
 import json

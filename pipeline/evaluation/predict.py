@@ -1,4 +1,4 @@
-"""Detections of every image of a set of shards, by Ray actors that each hold the model. One JSON row an image comes back."""
+"""Detections of every image of some shards, by Ray actors that hold the model; one JSON row an image comes back."""
 
 import json
 from collections.abc import Iterator

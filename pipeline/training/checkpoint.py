@@ -1,7 +1,7 @@
 """A checkpoint is a directory that rebuilds the model alone: model.safetensors, config.yaml, meta.json, state.pt.
 
-It is written beside its place and renamed, so a torn one never looks whole. Nothing in it is unpickled: state.pt (momentum)
-is read with weights_only=True.
+It is written beside its place and renamed, so a torn one never looks whole. Nothing in it is unpickled: state.pt
+(momentum) is read with weights_only=True.
 """
 
 import json
@@ -77,7 +77,7 @@ def read_meta(directory: Path) -> tuple[RunConfig, Meta]:
     missing = [name for name in (MODEL, CONFIG, STATE, META) if not (directory / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{directory} is no checkpoint: it lacks {', '.join(missing)}; give a directory such as runs/NAME/step_0001000"
+            f"{directory} is no checkpoint: it lacks {', '.join(missing)}; give one such as runs/NAME/step_0001000"
         )
     try:
         content = json.loads((directory / META).read_bytes())
@@ -144,7 +144,8 @@ def initialise(model: MaskRCNN, path: Path, classes: int) -> LoadReport:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no weights file {path}") from error

@@ -88,14 +88,12 @@ def plan_workers(config: ours.ClusterConfig, batch_images: int) -> Layout:
         workers = max((w for w in range(1, max(most, 1) + 1) if batch_images % w == 0), default=1)
     if workers * gpus_per_worker > gpus:
         raise ClusterError(
-            f"{workers} workers with {gpus_per_worker:g} GPU each need {workers * gpus_per_worker:g} GPUs, the cluster has "
-            f"{gpus:g}; lower cluster.workers, or set cluster.gpus_per_worker=0 to train on CPUs"
+            f"{workers} workers with {gpus_per_worker:g} GPU each need {workers * gpus_per_worker:g} GPUs, the cluster "
+            f"has {gpus:g}; lower cluster.workers, or set cluster.gpus_per_worker=0 to train on CPUs"
         )
     share = cpus / workers - READ_CPUS
-    if config.cpus_per_worker is not None:
-        each = config.cpus_per_worker
-    else:
-        each = float(int(share)) if share >= 1 else share
+    whole = float(int(share)) if share >= 1 else share  # Ray takes whole CPUs, or a fraction of one
+    each = whole if config.cpus_per_worker is None else config.cpus_per_worker
     if each <= 0 or workers * (each + READ_CPUS) > cpus:
         raise ClusterError(
             f"{workers} workers with {each:g} CPU each and {READ_CPUS:g} beside each for reading need "

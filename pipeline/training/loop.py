@@ -6,9 +6,11 @@ sampled of them; so a run that was killed and resumed gives the losses of one th
 
 import inspect
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -57,6 +59,15 @@ class Job:
 def train_worker(arguments: dict[str, Job]) -> None:
     """Train from the last checkpoint, or from the start, to train.steps. `arguments` holds one job."""
     job = arguments["job"]
+    try:
+        _train(job)
+    except BaseException:  # told at once: Ray Train restarts the workers, and would say why only if it gave up
+        rank = ray.train.get_context().get_world_rank()
+        job.events.put({"kind": "failure", "rank": rank, "error": traceback.format_exc(limit=-4)})
+        raise
+
+
+def _train(job: Job) -> None:
     config = from_yaml_text(job.config_yaml)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -140,7 +151,7 @@ class _Loop:
         if world > 1:
             # Batch norm's running statistics are each worker's own; the checkpoint has those of rank 0.
             new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.13
-            no_sync = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+            no_sync: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
             self.wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **no_sync)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.bad_steps = 0  # in a row

@@ -1,4 +1,4 @@
-"""One training run as the driver sees it: everything is checked before anything starts, then Ray Train runs the loop."""
+"""One training run as the driver sees it: all is checked before anything starts, then Ray Train runs the loop."""
 
 import subprocess
 import threading
@@ -49,7 +49,8 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     manifest, held_out = load_manifest(train), load_manifest(val)
     if manifest.class_names != held_out.class_names:
         raise ConfigError(
-            f"data.train and data.val have different classes: {_differing(manifest.class_names, held_out.class_names)}; "
+            "data.train and data.val have different classes: "
+            f"{_differing(manifest.class_names, held_out.class_names)}; "
             "shard both from annotation files with the same categories"
         )
     classes = len(manifest.class_names)

@@ -1,0 +1,137 @@
+"""Ours and torchvision's model trained on the same batches in one process, then scored alike."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow.compute as pc
+import torch
+
+from model.build import build_model
+from model.config import MaskTarget
+from model.types import Batch
+from pipeline.benchmarks.torchvision_peer import build_peer, peer_losses, peer_results
+from pipeline.config import RunConfig
+from pipeline.data.augment import Geometry, draw_geometry, resized
+from pipeline.data.collate import Collator, Work
+from pipeline.data.images import decode
+from pipeline.data.plan import Plan
+from pipeline.data.records import Record
+from pipeline.data.shards import annotations, load_index, load_manifest, read_rows, shard_name
+from pipeline.evaluation.coco_ap import evaluate_coco
+from pipeline.evaluation.coco_rle import detections_to_results
+from pipeline.training.optim import lr_at, make_sgd, set_lr
+
+
+@dataclass(frozen=True)
+class Score:
+    """One trained model."""
+
+    model: str  # "ours" or "torchvision"
+    seed: int
+    box_ap: float  # 0..1
+    mask_ap: float
+    cpu_seconds_a_step: float  # of the process
+
+
+def read_in_order(shards: Path, rows: list[dict[str, int]]) -> list[Record]:
+    """The records of some rows of the index."""
+    return [
+        record
+        for row in rows
+        for record in read_rows(shards / shard_name(row["shard"]), row["row_group"], [row["row"]])
+    ]
+
+
+def planned_batches(config: RunConfig, seed: int, targets: MaskTarget) -> Iterator[Batch]:
+    """The batches that a run with this seed trains on, read without Ray."""
+    shards = Path(config.data.train or "")
+    index = load_index(shards)
+    index = index.filter(pc.greater(index["instances"], 0))
+    data, train = config.data, config.train
+    plan = Plan(index, seed, train.batch_images, data.train_sizes_px, data.window_groups, data.aspect_buckets)
+
+    def work() -> Iterator[Work]:
+        for step in range(train.steps):
+            batch = plan.batch(step)
+            records = read_in_order(shards, index.take(batch.rows).to_pylist())
+            yield (
+                records,
+                [
+                    draw_geometry(
+                        r["height"],
+                        r["width"],
+                        batch.size_px,
+                        data.train_max_size_px,
+                        data.flip_probability,
+                        seed,
+                        int(epoch),
+                        r["sample_id"],
+                    )
+                    for r, epoch in zip(records, batch.epochs, strict=True)
+                ],
+            )
+
+    def refuse(sample_id: int, reason: str) -> None:
+        raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")
+
+    return Collator(1, 2, config.model.input.divisor, targets, refuse)(work())
+
+
+def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[[int], None]) -> Score:
+    """Train "ours" or "torchvision" for train.steps on this process's threads and evaluate on data.val."""
+    manifest = load_manifest(Path(config.data.train or ""))
+    config = replace(config, model=replace(config.model, classes=len(manifest.class_names)))
+    torch.manual_seed(seed)
+    ours = which == "ours"
+    model = (build_model(config.model) if ours else build_peer(config)).to(memory_format=torch.channels_last).train()
+    optimiser = make_sgd(model, config.optim)
+    bf16 = config.train.precision == "bf16"
+    started = time.process_time()
+    for step, batch in enumerate(planned_batches(config, seed, "crop" if ours else "image")):
+        set_lr(optimiser, lr_at(config.optim, config.train.batch_images, step))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses = model(batch) if ours else peer_losses(model, batch)
+        optimiser.zero_grad()
+        torch.stack([loss.float() for loss in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        on_step(step + 1)
+    cpu_seconds = (time.process_time() - started) / config.train.steps
+    model.eval()
+    results = []
+    shards = Path(config.data.val or "")
+    rows = load_index(shards).to_pylist()
+    size = config.evaluate.batch_images
+    paste = config.model.mask
+    for start in range(0, len(rows), size):
+        records = read_in_order(shards, rows[start : start + size])
+        ids = [record["sample_id"] for record in records]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            if ours:
+                assert paste is not None
+                for sample_id, found in zip(ids, model.predict(_plain(config, records)), strict=True):  # type: ignore[operator]
+                    results += detections_to_results(
+                        found, sample_id, manifest.category_ids, paste.paste, paste.threshold
+                    )
+            else:
+                results += peer_results(model, [decode(r["image"]) for r in records], ids, manifest.category_ids)
+    truth = annotations(shards)
+    box, mask = (evaluate_coco(truth, results, task).stats["AP"] for task in ("bbox", "segm"))
+    return Score(which, seed, box, mask, cpu_seconds)
+
+
+def _plain(config: RunConfig, records: list[Record]) -> Batch:
+    data = config.data
+    geometries = [
+        Geometry(
+            r["height"], r["width"], *resized(r["height"], r["width"], data.test_size_px, data.test_max_size_px), False
+        )
+        for r in records
+    ]
+
+    def refuse(sample_id: int, reason: str) -> None:
+        raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")
+
+    (batch,) = Collator(1, 0, config.model.input.divisor, None, refuse)([(records, geometries)])
+    return batch
