@@ -22,8 +22,8 @@ def sample_slots(label: Tensor, noise: Tensor, slots: int, positive_fraction: fl
     key = torch.where(label == 1, noise, -1.0)
     top, top_index = key.topk(positives, dim=1)
     picked = torch.zeros_like(noise).scatter(1, top_index, (top >= 0).to(noise.dtype))
-    # positives 2..3, negatives 1..2, everything else below 0
-    key = torch.where(picked > 0, noise + 2, torch.where(label == 0, noise + 1, -1.0))
+    # positives 3..4, negatives 1..2 (float32 may round up to the end), everything else below 0
+    key = torch.where(picked > 0, noise + 3, torch.where(label == 0, noise + 1, -1.0))
     top, index = key.topk(min(slots, count), dim=1)
     return index, top >= 0
 

@@ -19,12 +19,15 @@ class Geometry:
 def resized(height: int, width: int, shorter_px: int, longest_px: int) -> tuple[int, int]:
     """(height, width) with the shorter side at `shorter_px`, unless the longer one would pass `longest_px`.
 
-    Rounds half up, as detectron2's ResizeShortestEdge.
+    Rounds half up, with the roundings of detectron2's ResizeShortestEdge in their order: halves do occur, and another
+    order puts some of them on the other side.
     """
     scale = shorter_px / min(height, width)
-    if max(height, width) * scale > longest_px:
-        scale = longest_px / max(height, width)
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    new_height, new_width = (shorter_px, scale * width) if height < width else (scale * height, shorter_px)
+    if max(new_height, new_width) > longest_px:
+        scale = longest_px / max(new_height, new_width)
+        new_height, new_width = new_height * scale, new_width * scale
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
 def draw_geometry(
