@@ -154,7 +154,7 @@ class ClusterConfig(Section):
     address: str | None = None  # of a running Ray cluster; null: RAY_ADDRESS, else a Ray of our own
     workers: int | None = None  # null: one a GPU, or on a machine without GPUs one a CPU (at most 8)
     gpus_per_worker: float | None = None  # null: 1 where there are GPUs, else 0
-    cpus_per_worker: float | None = None  # null: what the machine serves, minus room for reading
+    cpus_per_worker: float | None = None  # null: the CPUs of the cluster shared out
     max_failures: int = 3  # restarts from the last checkpoint before the run fails
 
 

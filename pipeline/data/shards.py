@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -167,6 +168,17 @@ def read_groups(path: Path, groups: Sequence[int], columns: Sequence[str] | None
     """Row groups of one shard, in the order asked for."""
     with pq.ParquetFile(path) as file:
         return file.read_row_groups(list(groups), columns=None if columns is None else list(columns), use_threads=False)
+
+
+def pick_rows(path: Path, groups: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> pa.Table:
+    """Row rows[i] of row group groups[i] for every i; equal groups lie together, and each is read once."""
+    starts = np.flatnonzero(np.diff(groups, prepend=groups[0] - 1))
+    with pq.ParquetFile(path) as file:
+        parts = [
+            file.read_row_group(int(groups[start]), use_threads=False).take(rows[start:end])
+            for start, end in zip(starts, [*starts[1:], len(groups)], strict=True)
+        ]
+    return pa.concat_tables(parts)
 
 
 def read_rows(path: Path, row_group: int, rows: Sequence[int]) -> list[Record]:

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import DataContext, ExecutionResources
+from ray.data import DataContext
 
 from pipeline.data.plan import PlannedBatch
 from pipeline.data.records import Record
-from pipeline.data.shards import read_groups, shard_name, to_records
+from pipeline.data.shards import pick_rows, shard_name, to_records
 
-READ_CPUS = 0.25  # of a read task: it copies bytes
-CHUNK_TASKS = 128  # tasks in one data set; a long run is a sequence of data sets
+CHUNK_BYTES = 256 << 20  # of encoded images in one data set; a long run is a sequence of data sets
+READERS = 2  # read tasks at once, a data set
 
 
 _KEYS = ("shard", "row_group", "row")
@@ -29,6 +29,10 @@ def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
 
     Each table is one Ray task. (`from_arrow` would start tasks of a whole CPU that no setting bounds, and wait forever
     for one on a machine whose CPUs are all at work.)
+
+    Reading claims no CPU, it mostly copies bytes: Ray Data would get none where training has them all. A data set must
+    fit the object store too. Where Ray Data has to hold a task back for either, its scheduler does not wait but spins,
+    in this process, and training crawls.
     """
     items = [{key: task[key].to_pylist() for key in _KEYS} for task in tasks]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -36,8 +40,8 @@ def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
         fn_kwargs={"shards": str(shards)},
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=READ_CPUS,
-        concurrency=2,
+        num_cpus=0,
+        concurrency=READERS,
     )
 
 
@@ -49,13 +53,10 @@ def read_rows(task: pa.Table, shards: str) -> pa.Table:
     base = 0
     for shard in np.unique(keys[:, 0]):
         member = np.flatnonzero(keys[:, 0] == shard)
-        groups, group_of = np.unique(keys[member, 1], return_inverse=True)
-        for number, group in enumerate(groups):
-            rows = member[group_of == number]
-            table = read_groups(Path(shards) / shard_name(int(shard)), [int(group)])
-            parts.append(table.take(keys[rows, 2]))
-            positions[rows] = base + np.arange(len(rows))
-            base += len(rows)
+        member = member[np.argsort(keys[member, 1], kind="stable")]  # a row group is read once
+        parts.append(pick_rows(Path(shards) / shard_name(int(shard)), keys[member, 1], keys[member, 2]))
+        positions[member] = base + np.arange(len(member))
+        base += len(member)
     return pa.concat_tables(parts).take(positions)
 
 
@@ -77,15 +78,16 @@ def stream_records(
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources(cpu=1)
     context.enable_progress_bars = False
-    keys = index.select(_KEYS)
+    keys, image_bytes = index.select(_KEYS), index["bytes"].to_numpy()
     chunk: list[PlannedBatch] = []
+    size = 0
     for batch in batches:
         chunk.append(batch)
-        if sum(len(b.rows) for b in chunk) >= task_rows * CHUNK_TASKS:
+        size += int(image_bytes[batch.rows].sum())
+        if size >= CHUNK_BYTES:
             yield from _read(chunk, keys, shards, task_rows, read_ahead_batches)
-            chunk = []
+            chunk, size = [], 0
     if chunk:
         yield from _read(chunk, keys, shards, task_rows, read_ahead_batches)
 

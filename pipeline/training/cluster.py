@@ -9,7 +9,6 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from pipeline import config as ours
-from pipeline.data.stream import READ_CPUS
 from pipeline.errors import UserError
 
 IDLE_PROCESS_MS = 600_000
@@ -70,8 +69,8 @@ def start_ray(config: ours.ClusterConfig) -> None:
 def plan_workers(config: ours.ClusterConfig, batch_images: int) -> Layout:
     """The layout for the running cluster.
 
-    By default one worker a GPU, or without GPUs one a CPU (at most 8, and so many that the batch divides). Room for
-    reading (READ_CPUS a task, two tasks a worker at most share one) is left beside each worker.
+    By default one worker a GPU, or without GPUs one a CPU (at most 8, and so many that the batch divides). CPUs are
+    shared out among the workers, whose threads decode; reading shards claims none.
 
     Raises:
         ClusterError: the batch does not divide, or the cluster is too small.
@@ -95,14 +94,13 @@ def plan_workers(config: ours.ClusterConfig, batch_images: int) -> Layout:
             f"{workers} workers with {gpus_per_worker:g} GPU each need {workers * gpus_per_worker:g} GPUs, the cluster "
             f"has {gpus:g}; lower cluster.workers, or set cluster.gpus_per_worker=0 to train on CPUs"
         )
-    share = cpus / workers - READ_CPUS
+    share = cpus / workers
     whole = float(int(share)) if share >= 1 else share  # Ray takes whole CPUs, or a fraction of one
     each = whole if config.cpus_per_worker is None else config.cpus_per_worker
-    if each <= 0 or workers * (each + READ_CPUS) > cpus:
+    if each <= 0 or workers * each > cpus:
         raise ClusterError(
-            f"{workers} workers with {each:g} CPU each and {READ_CPUS:g} beside each for reading need "
-            f"{workers * (each + READ_CPUS):g} CPUs, the cluster has {cpus:g}; lower cluster.workers or "
-            "cluster.cpus_per_worker"
+            f"{workers} workers with {each:g} CPU each need {workers * each:g} CPUs, the cluster has {cpus:g}; "
+            "lower cluster.workers or cluster.cpus_per_worker"
         )
     return Layout(workers, gpus_per_worker, each)
 
