@@ -1,10 +1,11 @@
 """`maskrcnn evaluate CHECKPOINT --data SHARDS`: box and mask AP, and the pictures that explain them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.console import err, out, progress
-from pipeline.config import RunConfig
+from pipeline.config import ClusterConfig, RunConfig
 from pipeline.configure import apply_overrides
 from pipeline.data.shards import load_index
 from pipeline.evaluation.evaluate import Evaluation, check_classes, evaluate
@@ -18,10 +19,12 @@ from pipeline.training.cluster import Layout, plan_workers, start_ray
 def evaluate_checkpoint(checkpoint: Path, data: Path, overrides: Sequence[str], out_dir: Path | None) -> None:
     """Evaluate with the checkpoint's own configuration, changed by `overrides`."""
     config, meta = read_meta(checkpoint)
+    config = replace(config, cluster=ClusterConfig())  # that of the training may be far away
     config = apply_overrides(config, overrides)
     check_classes(meta, data)
-    start_ray(config.cluster)
-    layout = plan_workers(config.cluster, config.train.batch_images)
+    with err.status("starting Ray"):
+        start_ray(config.cluster)
+    layout = plan_workers(config.cluster)
     directory = out_dir or checkpoint.parent / f"evaluation-{checkpoint.name}-{data.name}"
     evaluate_and_show(checkpoint.absolute(), data.absolute(), config, layout, directory.absolute())
 

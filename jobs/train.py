@@ -20,7 +20,8 @@ def train(config_path: Path, overrides: Sequence[str]) -> None:
     tracker = Tracker.start(config.track.uri or default_uri(run.directory.parent), config.track.experiment, run.name)
     status = "FAILED"
     try:
-        start_ray(config.cluster)
+        with err.status("starting Ray"):
+            start_ray(config.cluster)
         layout = plan_workers(config.cluster, config.train.batch_images)
         _introduce(run, layout)
         changed = tracker.log_config(to_dict(config), to_yaml(config))
@@ -62,6 +63,14 @@ def _introduce(run: Run, layout: Layout) -> None:
     )
     for line in lines:
         out.print(line, soft_wrap=True, highlight=False)
+    trunk = config.model.trunk
+    if config.init.weights is None and not run.done and (trunk.norm == "frozen_bn" or trunk.freeze_stages):
+        err.print(
+            "warning: the trunk starts from random weights, but model.trunk.norm=frozen_bn or freeze_stages keeps "
+            "parts of it as they are; give init.weights, or set model.trunk.norm=gn and model.trunk.freeze_stages=0",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 class _Watcher:

@@ -123,9 +123,9 @@ def _gather(
     base = first_row + image_index * height * width  # [R]
     y_rows = base[:, None, None] + y_cells * width[:, None, None]
 
-    bags = len(boxes) * size * size
+    bags, taps = len(boxes) * size * size, (2 * samples) ** 2
     # [R, P, 1, 2s, 1] + [R, 1, P, 1, 2s] -> [R * P * P, (2s)²]
-    index = (y_rows[:, :, None, :, None] + x_cells[:, None, :, None, :]).reshape(bags, -1)
-    weight = (y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]).reshape(bags, -1)
+    index = (y_rows[:, :, None, :, None] + x_cells[:, None, :, None, :]).reshape(bags, taps)
+    weight = (y_weights[:, :, None, :, None] * x_weights[:, None, :, None, :]).reshape(bags, taps)
     crops = F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
     return crops.reshape(len(boxes), size, size, channels).permute(0, 3, 1, 2)

@@ -26,6 +26,9 @@ from pipeline.errors import UserError
 
 MODEL, CONFIG, STATE, META = "model.safetensors", "config.yaml", "state.pt", "meta.json"
 FORMAT_VERSION = 1
+_UNUSABLE_STATE = (  # what torch raises on damaged files, and optimisers on those of something else
+    *(OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError),
+)
 
 
 class CheckpointError(UserError):
@@ -87,7 +90,7 @@ def read_meta(directory: Path) -> tuple[RunConfig, Meta]:
         content["class_names"] = tuple(content["class_names"])
         content["category_ids"] = tuple(content["category_ids"])
         return from_yaml_text((directory / CONFIG).read_text(encoding="utf-8")), Meta(**content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{directory}/{META} or {CONFIG} cannot be read: {error}") from error
@@ -115,11 +118,14 @@ def load_weights(model: MaskRCNN, directory: Path) -> None:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, directory: Path) -> None:
-    """Continue with a checkpoint's momentum. Raises CheckpointError."""
+    """Continue with a checkpoint's momentum, but with the optimiser's own settings. Raises CheckpointError."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimiser.param_groups]
     try:
         optimiser.load_state_dict(torch.load(directory / STATE, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except _UNUSABLE_STATE as error:
         raise CheckpointError(f"{directory}/{STATE} cannot be used: {error}") from error
+    for group, settings in zip(optimiser.param_groups, own, strict=True):
+        group.update(settings)
 
 
 def initialise(model: MaskRCNN, path: Path, classes: int) -> LoadReport:

@@ -53,7 +53,7 @@ def start_ray(config: ours.ClusterConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS")
     try:
         ray.init(
-            address=address,
+            address=address or "local",  # None would join a cluster that somebody started on this machine
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level="ERROR",
@@ -66,8 +66,10 @@ def start_ray(config: ours.ClusterConfig) -> None:
         ) from error
 
 
-def plan_workers(config: ours.ClusterConfig, batch_images: int) -> Layout:
+def plan_workers(config: ours.ClusterConfig, batch_images: int | None = None) -> Layout:
     """The layout for the running cluster.
+
+    `batch_images` has to divide over the workers; None for prediction, where nothing has to.
 
     By default one worker a GPU, or without GPUs one a CPU (at most 8, and so many that the batch divides). CPUs are
     shared out among the workers, whose threads decode; reading shards claims none.
@@ -80,7 +82,7 @@ def plan_workers(config: ours.ClusterConfig, batch_images: int) -> Layout:
     gpus_per_worker = config.gpus_per_worker if config.gpus_per_worker is not None else (1.0 if gpus else 0.0)
     if config.workers is not None:
         workers = config.workers
-        if batch_images % workers:
+        if batch_images is not None and batch_images % workers:
             fits = [w for w in range(1, batch_images + 1) if batch_images % w == 0]
             raise ClusterError(
                 f"train.batch_images={batch_images} does not divide over cluster.workers={workers}; "
@@ -88,7 +90,7 @@ def plan_workers(config: ours.ClusterConfig, batch_images: int) -> Layout:
             )
     else:
         most = int(gpus / gpus_per_worker) if gpus_per_worker else min(int(cpus), MOST_CPU_WORKERS)
-        workers = max((w for w in range(1, max(most, 1) + 1) if batch_images % w == 0), default=1)
+        workers = max(w for w in range(1, max(most, 1) + 1) if batch_images is None or batch_images % w == 0)
     if workers * gpus_per_worker > gpus:
         raise ClusterError(
             f"{workers} workers with {gpus_per_worker:g} GPU each need {workers * gpus_per_worker:g} GPUs, the cluster "
@@ -97,7 +99,7 @@ def plan_workers(config: ours.ClusterConfig, batch_images: int) -> Layout:
     share = cpus / workers
     whole = float(int(share)) if share >= 1 else share  # Ray takes whole CPUs, or a fraction of one
     each = whole if config.cpus_per_worker is None else config.cpus_per_worker
-    if each <= 0 or workers * each > cpus:
+    if each <= 0 or workers * each > cpus + 1e-6:  # the tolerance is float64's: shares add up to the whole
         raise ClusterError(
             f"{workers} workers with {each:g} CPU each need {workers * each:g} CPUs, the cluster has {cpus:g}; "
             "lower cluster.workers or cluster.cpus_per_worker"

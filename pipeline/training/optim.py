@@ -24,18 +24,19 @@ def lr_at(config: OptimConfig, batch_images: int, step: int) -> float:
 
 
 def make_sgd(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """SGD over what is meant to train, with the weight decay of each kind of parameter."""
-    decay: dict[float, list[nn.Parameter]] = {}
+    """SGD over what is meant to train, with the weight decay of each kind of parameter.
+
+    One group a kind, also where decays are equal: a checkpoint's momentum is stored by position in the groups.
+    """
+    decay = {"weight": config.weight_decay, "norm": config.weight_decay_norm, "bias": config.weight_decay_bias}
+    kinds: dict[str, list[nn.Parameter]] = {kind: [] for kind in decay}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            if isinstance(module, _NORMS):
-                weight_decay = config.weight_decay_norm
-            else:
-                weight_decay = config.weight_decay_bias if name == "bias" else config.weight_decay
-            decay.setdefault(weight_decay, []).append(parameter)
-    groups = [{"params": parameters, "weight_decay": value} for value, parameters in decay.items()]
+            if parameter.requires_grad:
+                kinds["norm" if isinstance(module, _NORMS) else "bias" if name == "bias" else "weight"].append(
+                    parameter
+                )
+    groups = [{"params": parameters, "weight_decay": decay[kind]} for kind, parameters in kinds.items() if parameters]
     return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
 
 

@@ -1,0 +1,35 @@
+"""What several folders need: tiny generated shards, and a Ray of our own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.coco import read_coco
+from pipeline.data.quarantine import Quarantine
+from pipeline.data.shapes import generate_shapes
+from pipeline.data.shards import write_shards
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of generated scenes in train/ (24 images, 3 shards of up to 3 row groups) and val/ (8). Do not write."""
+    root = tmp_path_factory.mktemp("shapes")
+    generate_shapes(root / "coco", train=24, val=8, seed=3, size_px=64, workers=1)
+    for split in ("train", "val"):
+        dataset = read_coco(
+            root / f"coco/annotations/instances_{split}.json", root / "coco" / split, Quarantine(strict=True)
+        )
+        write_shards(dataset, root / split, rows_per_shard=10, rows_per_group=4)
+    return root
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray with two CPUs in this process; it joins no cluster that may run."""
+    ray = pytest.importorskip("ray")
+    os.environ.pop("RAY_ADDRESS", None)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
