@@ -18,7 +18,8 @@ Bools = NDArray[np.bool_]
 MAX_OBJECTS = 7
 EMPTY_SHARE = 0.02  # of images
 MIN_VISIBLE_SHARE, MIN_VISIBLE_PX = 0.25, 30  # of an object; one less visible is taken out of the scene
-DIAMETER = (0.16, 0.55)  # of the image's shorter side, log-uniform
+DIAMETER = (0.18, 0.55)  # of the image's shorter side, log-uniform
+TILT = np.pi / 7  # most shapes stand upright, give or take this; a bar may lie in any direction
 _SUPERSAMPLES = 3  # a side, per pixel
 
 
@@ -125,7 +126,8 @@ def _place(rng: np.random.Generator, count: int, height: int, width: int, size_p
     for _ in range(count):
         name = CLASS_NAMES[rng.integers(len(CLASS_NAMES))]
         radius = size_px * float(np.exp(rng.uniform(*np.log(DIAMETER)))) / 2
-        turn, stretch = rng.uniform(0, 2 * np.pi), float(np.exp(rng.uniform(-0.12, 0.12)))
+        turn = rng.uniform(0, 2 * np.pi) if name == "bar" else rng.uniform(-TILT, TILT)
+        stretch = float(np.exp(rng.uniform(-0.12, 0.12)))
         for _ in range(12):
             edge = 0.6 * radius  # an object may leave the picture by less than half
             x, y = rng.uniform(edge, width - edge), rng.uniform(edge, height - edge)
@@ -249,7 +251,7 @@ def _paint(rng: np.random.Generator, canvas: Floats, body: _Body) -> None:
         if np.abs(first - behind).sum() > 150:
             break
         first = _colour(rng, (0.25, 1), (0.25, 1))
-    second = first + np.float32(rng.uniform(0.25, 0.7)) * (_colour(rng, (0.1, 1), (0.1, 1)) - first)
+    second = first + np.float32(rng.uniform(0.2, 0.55)) * (_colour(rng, (0.1, 1), (0.1, 1)) - first)
     colour = first + _texture(rng, body.u, body.v) * (second - first)
     light = rng.uniform(0, 2 * np.pi)
     shade = body.u * np.float32(np.cos(light)) + body.v * np.float32(np.sin(light))
@@ -280,6 +282,6 @@ def _photograph(rng: np.random.Generator, canvas: Floats) -> NDArray[np.uint8]:
     blur = rng.uniform(0, 0.8)
     sharp = np.asarray(pixels.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.3 else pixels)
     grain = rng.standard_normal(sharp.shape, dtype=np.float32)
-    grain *= np.float32(rng.uniform(1.5, 7))
+    grain *= np.float32(rng.uniform(1.5, 6))
     photograph: NDArray[np.uint8] = np.clip(sharp + grain + 0.5, 0, 255).astype(np.uint8)
     return photograph

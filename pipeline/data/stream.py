@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import DataContext
+from ray.data import DataContext, TaskPoolStrategy
 
 from pipeline.data.plan import PlannedBatch
 from pipeline.data.records import Record
@@ -41,7 +41,7 @@ def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
-        concurrency=READERS,
+        compute=TaskPoolStrategy(size=READERS),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from ray.data import DataContext
+from ray.data import ActorPoolStrategy, DataContext
 
 from model.config import MaskConfig
 from model.mask_rcnn import MaskRCNN
@@ -67,14 +67,14 @@ class Predictor:
     def results(self, records: list[Record]) -> list[Predicted]:
         """COCO results of a few images."""
         paste = self.config.model.mask or MaskConfig()
-        return [
-            Predicted(
-                record["sample_id"],
-                detections_to_results(found, record["sample_id"], self.meta.category_ids, paste.paste, paste.threshold),
-                self.errors.get(record["sample_id"]),
-            )
-            for record, found in zip(records, self.detect(records), strict=True)
-        ]
+        predicted = []
+        for record, found in zip(records, self.detect(records), strict=True):
+            sample_id, error = record["sample_id"], self.errors.get(record["sample_id"])
+            results = []
+            if error is None:  # else the network saw black, and what it found there is in no picture
+                results = detections_to_results(found, sample_id, self.meta.category_ids, paste.paste, paste.threshold)
+            predicted.append(Predicted(sample_id, results, error))
+        return predicted
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of shards -> rows of (sample_id, results as JSON, error)."""
@@ -116,7 +116,7 @@ def predict_shards(checkpoint: Path, shards: Path, config: RunConfig, layout: La
         batch_format="pyarrow",
         num_cpus=layout.cpus,
         num_gpus=layout.gpus,
-        concurrency=min(layout.workers, len(tasks)),
+        compute=ActorPoolStrategy(size=min(layout.workers, len(tasks))),
     )
     for row in predicted.iter_rows():
         yield Predicted(row["sample_id"], json.loads(row["results"]), row["error"])

@@ -107,7 +107,7 @@ class Tracker:
         now = int(time.time() * 1000)
         self._buffer += [Metric(_name(key), float(value), now, step) for key, value in values.items()]
         if time.monotonic() >= self._flush_at or (self._answers and len(self._buffer) >= _PLACES):
-            self._try_to_flush()
+            self.try_to_flush()
 
     def log_ap(self, step: int, aps: Mapping[str, CocoAp]) -> None:
         """`mask/AP`, `mask/AP50`, ... and `mask/AP/person` for each of {"box": ..., "mask": ...}, 0..1.
@@ -163,8 +163,8 @@ class Tracker:
             return f"{ui_command(self.uri)}, then http://127.0.0.1:5000/{page}"
         return f"{self.uri.rstrip('/')}/{page}"
 
-    def _try_to_flush(self) -> None:
-        """An MLflow server that is away for a while must not end a training: its metrics wait for it."""
+    def try_to_flush(self) -> None:
+        """`flush`, but a server that is away for a while must not end a training: the metrics wait for it."""
         from mlflow.exceptions import MlflowException
 
         try:

@@ -1,5 +1,6 @@
 """Our configuration as Ray objects: the cluster, the workers and what each may use."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ def start_ray(config: ours.ClusterConfig) -> None:
             logging_level="ERROR",
             namespace="maskrcnn",
         )
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to show
     except ConnectionError as error:
         raise ClusterError(
             f"no Ray cluster answers at {address} ({error}); check cluster.address or RAY_ADDRESS, "

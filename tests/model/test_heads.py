@@ -144,7 +144,9 @@ def test_box_losses_by_hand(beta: float) -> None:
 def test_no_roi_at_all() -> None:
     head = BoxHead(4, 3, BoxConfig(roi_size=2, hidden=8))
     nobody, zeros = torch.zeros(6, dtype=torch.bool), torch.zeros(6, 4)
-    losses = head.losses(torch.randn(6, 4), torch.randn(6, 3, 4), zeros, torch.zeros(6, dtype=torch.int64), zeros, nobody)
+    losses = head.losses(
+        torch.randn(6, 4), torch.randn(6, 3, 4), zeros, torch.zeros(6, dtype=torch.int64), zeros, nobody
+    )
     assert losses["box/class"] == losses["box/box"] == 0
 
 

@@ -142,6 +142,14 @@ def test_crop_full_of_ones_fills_its_box() -> None:
     assert target[0].all()
 
 
+def test_a_tie_is_foreground() -> None:
+    half = torch.zeros(1, CROP_SIZE, CROP_SIZE, dtype=torch.uint8)
+    half[:, :, : CROP_SIZE // 2] = 1
+    box = torch.tensor([[0.0, 0.0, 112.0, 112.0]])
+    target = targets_from_crops(half, box, box, 7)  # the fourth centre lies on the edge
+    assert target[0].tolist() == [[1, 1, 1, 1, 0, 0, 0]] * 7
+
+
 def test_roi_beside_the_box_is_empty() -> None:
     ones = torch.ones(1, CROP_SIZE, CROP_SIZE, dtype=torch.uint8)
     box = torch.tensor([[10.0, 10.0, 20.0, 20.0]])

@@ -60,7 +60,8 @@ def test_truth_that_nothing_touches_promotes_nothing() -> None:
     assert index[0, 1:].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.0])
 @pytest.mark.parametrize("low_quality", [False, True])
-def test_no_ground_truth(low_quality: bool) -> None:
-    _, label = match(torch.rand(2, 3, 10), torch.zeros(2, 3, dtype=torch.bool), 0.5, 0.5, low_quality)
+def test_no_ground_truth(low_quality: bool, threshold: float) -> None:
+    _, label = match(torch.rand(2, 3, 10), torch.zeros(2, 3, dtype=torch.bool), threshold, threshold, low_quality)
     assert not label.any()

@@ -6,6 +6,7 @@ import torchvision
 from torch import Tensor
 from torchvision.ops.poolers import LevelMapper, MultiScaleRoIAlign
 
+from model.ops.boxes import box_area
 from model.ops.roi import assign_levels, roi_align
 
 STRIDES = (4, 8, 16, 32)
@@ -153,4 +154,7 @@ def test_levels_at_the_boundaries() -> None:
     sides = {0.0: 2, 1.0: 2, 111.9: 2, 112.0: 3, 223.9: 3, 224.0: 4, 447.9: 4, 448.0: 5, 5000.0: 5}  # FPN eq. 1
     boxes = torch.tensor([square(side) for side in sides])
     assert assign_levels(boxes, 224.0, 4, 2, 5).tolist() == [level - 2 for level in sides.values()]
+    stretched = torch.tensor([[0.0, 0.0, 224.0 * k, 224.0 / k] for k in range(1, 40)])  # area 224², but for rounding
+    assert (box_area(stretched) < 224**2).any()
+    assert (assign_levels(stretched, 224.0, 4, 2, 5) == 2).all()
     assert assign_levels(boxes, 224.0, 4, 3, 4).tolist() == [min(max(v, 3), 4) - 3 for v in sides.values()]
