@@ -44,11 +44,12 @@ class Layout:
 
 def start_ray(config: ours.ClusterConfig) -> None:
     """Join the cluster of `address` or RAY_ADDRESS, or start a Ray of our own on this machine's loopback."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # do not hide GPUs from tasks that ask for none
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; spares its warning
     # Ray ends idle processes beyond the free CPUs after a second. Where training has all CPUs, each read task would
     # start a Python of its own, and that cost more than the training step. A cluster has its own setting.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_PROCESS_MS))
+    # Ray's core prints warnings about its own pools as errors, into the middle of our output.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")

@@ -70,13 +70,13 @@ class Maskrcnn:
                     found.append(int(entry.name))
         return found
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 600) -> int:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {seconds} s:\n{self.stdout}\n{self.stderr}") from None
 
-    def wait_until(self, reached: Callable[[], bool], seconds: float = 240) -> None:
+    def wait_until(self, reached: Callable[[], bool], seconds: float = 600) -> None:
         """Poll while the command runs."""
         end = time.monotonic() + seconds
         while not reached():
@@ -96,7 +96,7 @@ class Maskrcnn:
             time.sleep(0.05)
 
 
-def run(*words: str | Path, cwd: Path, seconds: float = 300) -> tuple[int, str, str]:
+def run(*words: str | Path, cwd: Path, seconds: float = 600) -> tuple[int, str, str]:
     """Exit code, stdout, stderr of a command that ends by itself."""
     with Maskrcnn(*words, cwd=cwd) as command:
         code = command.wait(seconds)
