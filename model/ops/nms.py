@@ -4,6 +4,8 @@ import torch
 import torchvision
 from torch import Tensor
 
+TOGETHER = 16384  # boxes in one launch on a GPU: 32 MiB of the kernel's working memory
+
 
 @torch.library.custom_op("maskrcnn::nms_keep", mutates_args=())
 def nms_keep(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
@@ -32,14 +34,24 @@ def _(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Ten
 
 
 @nms_keep.register_kernel("cuda")
-def _(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
-    # One launch for all groups: moved apart by more than the largest coordinate, groups cannot overlap.
+def keep_together(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
+    """The same in few launches: groups are moved apart by more than the largest coordinate, so they cannot overlap.
+
+    As many groups go together as make `TOGETHER` boxes: the kernel's memory grows with the square of that.
+    """
     groups, count, _ = boxes.shape
-    flat = torch.where(valid[..., None], boxes, torch.zeros_like(boxes))
-    offset = torch.arange(groups, device=boxes.device, dtype=boxes.dtype) * (flat.max() - flat.min().clamp(max=0) + 1)
+    if count == 0:
+        return torch.zeros_like(valid)
     # An invalid box is an empty one at its group's corner: IoU 0 with everything.
-    flat = (flat + offset[:, None, None]).reshape(-1, 4)
-    kept = torchvision.ops.nms(flat, torch.where(valid, scores, -torch.inf).reshape(-1), iou_threshold)
+    boxes = torch.where(valid[..., None], boxes, torch.zeros_like(boxes))
+    scores = torch.where(valid, scores, -torch.inf)
+    extent = boxes.max() - boxes.min().clamp(max=0) + 1
+    step = max(1, TOGETHER // count)
     keep = torch.zeros(groups * count, dtype=torch.bool, device=boxes.device)
-    keep[kept] = True
+    for first in range(0, groups, step):
+        part = boxes[first : first + step]
+        offset = torch.arange(len(part), device=boxes.device, dtype=boxes.dtype) * extent
+        flat = (part + offset[:, None, None]).reshape(-1, 4)
+        kept = torchvision.ops.nms(flat, scores[first : first + step].reshape(-1), iou_threshold)
+        keep[first * count + kept] = True
     return keep.reshape(groups, count) & valid

@@ -3,7 +3,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from model.ops.nms import nms_keep
+from model.ops import nms
+from model.ops.nms import keep_together, nms_keep
 
 
 def groups(seed: int, ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,6 +54,20 @@ def test_empty(shape: tuple[int, int]) -> None:
 
 def test_is_a_well_behaved_operator() -> None:
     torch.library.opcheck(nms_keep, (*groups(1), 0.5), test_utils=["test_schema", "test_faketensor"])
+
+
+@pytest.mark.parametrize("together", [1, 140, 16384])
+@pytest.mark.parametrize("seed", range(5))
+def test_many_groups_in_a_launch_do_not_meet(seed: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's way, on the CPU."""
+    monkeypatch.setattr(nms, "TOGETHER", together)
+    boxes, scores, valid = groups(seed)
+    assert torch.equal(keep_together(boxes, scores, valid, 0.7), nms_keep(boxes, scores, valid, 0.7))
+
+
+def test_many_groups_of_nothing() -> None:
+    nothing = torch.zeros(3, 0, dtype=torch.bool)
+    assert keep_together(torch.zeros(3, 0, 4), torch.zeros(3, 0), nothing, 0.5).shape == (3, 0)
 
 
 @pytest.mark.gpu
