@@ -26,7 +26,7 @@ def called(monkeypatch):
     for module, names in {
         "shard": ["shard_coco", "shard_shapes"],
         "train": ["train"],
-        "evaluate": ["evaluate"],
+        "evaluate": ["evaluate_checkpoint"],
         "predict": ["predict"],
         "ui": ["ui"],
     }.items():
@@ -68,9 +68,9 @@ def run(*words: str):
         ("train c.yaml a.b=1 c=[1,2]", ("train", (Path("c.yaml"), ["a.b=1", "c=[1,2]"]), {})),
         (
             "evaluate ckpt --data shards evaluate.max_images=5 --out here",
-            ("evaluate", (Path("ckpt"), Path("shards"), ["evaluate.max_images=5"], Path("here")), {}),
+            ("evaluate_checkpoint", (Path("ckpt"), Path("shards"), ["evaluate.max_images=5"], Path("here")), {}),
         ),
-        ("evaluate ckpt --data shards", ("evaluate", (Path("ckpt"), Path("shards"), [], None), {})),
+        ("evaluate ckpt --data shards", ("evaluate_checkpoint", (Path("ckpt"), Path("shards"), [], None), {})),
         (
             "predict ckpt a.jpg dir --out here --score 0.7",
             ("predict", (Path("ckpt"), [Path("a.jpg"), Path("dir")], Path("here")), {"score": 0.7}),
