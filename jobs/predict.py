@@ -9,7 +9,7 @@ import torch
 from jobs.console import err, out, progress
 from pipeline.data.images import ImageError, decode, image_size
 from pipeline.data.quarantine import DataError
-from pipeline.data.records import Record
+from pipeline.data.records import Record, empty_record
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.evaluation.instances import from_detections
 from pipeline.evaluation.pictures import draw_predictions
@@ -77,17 +77,4 @@ def predict(checkpoint: Path, paths: Sequence[Path], out_dir: Path, *, score: fl
 
 def _record(number: int, path: Path, data: bytes) -> Record:
     height, width = image_size(data)
-    return {
-        "sample_id": number,
-        "file_name": path.name,
-        "height": height,
-        "width": width,
-        "image": data,
-        "boxes": [],
-        "classes": [],
-        "crowd": [],
-        "areas": [],
-        "annotation_ids": [],
-        "rles": [],
-        "crops": [],
-    }
+    return empty_record(number, path.name, height, width, data)

@@ -8,12 +8,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.data import images as pictures
 from pipeline.data import rle
 from pipeline.data.quarantine import BadSample, DataError, Quarantine
-from pipeline.data.records import Record
+from pipeline.data.records import Record, empty_record
+from pipeline.data.source import Dataset, Sample
+from pipeline.data.storage import Storage
 
 Json = dict[str, Any]
 
@@ -29,81 +31,55 @@ class ImageEntry:
     annotations: tuple[Json, ...] = field(repr=False)
 
 
-class Sample(NamedTuple):
-    """A record, and what is only known while its picture is decoded."""
-
-    record: Record
-    grayscale: bool
-
-
 @dataclass(frozen=True)
-class CocoDataset:
-    """A readable COCO data set: entries in the order of their ids, classes 1..K in the order of the category ids."""
+class CocoReader:
+    """Reads the entries of a COCO file."""
 
-    annotations: Path
-    images: Path
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]  # of the source; class c is category_ids[c - 1]
-    entries: tuple[ImageEntry, ...] = field(repr=False)
-    generator: Json | None  # settings of the generated data set, None for real pictures
-    quarantine: Quarantine = field(repr=False)
+    images: Storage  # that file_names are relative to
+    category_ids: tuple[int, ...]
 
-    def sample(self, entry: ImageEntry) -> Sample | None:
+    def read(self, entry: ImageEntry, quarantine: Quarantine) -> Sample | None:
         """Read, check and convert one image; None when it went to quarantine."""
         try:
-            data = _read_inside(self.images, entry.file_name)
-            size_and_grey = _check_picture(data, entry)
+            data = read_inside(self.images, entry.file_name)
+            checked = _check_picture(data, entry)
         except _BadError as bad:
-            self.quarantine.add(BadSample("image", entry.sample_id, None, entry.file_name, bad.reason, bad.got))
+            quarantine.add(BadSample("image", entry.sample_id, None, entry.file_name, bad.reason, bad.got))
             return None
-        record = Record(
-            sample_id=entry.sample_id,
-            file_name=entry.file_name,
-            height=entry.height,
-            width=entry.width,
-            image=data,
-            boxes=[],
-            classes=[],
-            crowd=[],
-            areas=[],
-            annotation_ids=[],
-            rles=[],
-            crops=[],
-        )
+        record = empty_record(entry.sample_id, entry.file_name, entry.height, entry.width, data)
         class_of = {category: index + 1 for index, category in enumerate(self.category_ids)}
         for annotation in entry.annotations:
             try:
                 _append(record, annotation, class_of)
             except _BadError as bad:
-                self.quarantine.add(
+                quarantine.add(
                     BadSample("annotation", entry.sample_id, annotation["id"], entry.file_name, bad.reason, bad.got)
                 )
-        return Sample(record, size_and_grey.grayscale)
-
-    def record(self, entry: ImageEntry) -> Record | None:
-        """The record of one image; None when it went to quarantine."""
-        sample = self.sample(entry)
-        return None if sample is None else sample.record
+        return Sample(record, checked.grayscale)
 
 
-def read_coco(annotations: Path, images: Path, quarantine: Quarantine) -> CocoDataset:
-    """Read and check a COCO instances file; pictures are opened later, by `sample`. Raises DataError."""
+def read_coco(annotations: Path, images: Path | str | Storage, quarantine: Quarantine) -> Dataset:
+    """Read and check a COCO instances file; pictures are opened later, by the reader. Raises DataError."""
     content = _load_json(annotations)
-    if not images.is_dir():
+    images = Storage.at(images)
+    if images.local is not None and not images.local.is_dir():
         raise DataError(f"no directory of pictures at {images}; give the directory that the file_names are relative to")
     names = _categories(content["categories"], annotations)
     entries = _entries(content["images"], quarantine)
     by_image = _annotations(content["annotations"], entries, frozenset(names), quarantine)
     info = content.get("info")
-    return CocoDataset(
-        annotations=annotations,
-        images=images,
+    return Dataset(
         class_names=tuple(names.values()),
         category_ids=tuple(names),
+        scoring="coco",
+        keypoints=None,
+        frequencies=(),
         entries=tuple(
             ImageEntry(number, entry["file_name"], entry["height"], entry["width"], tuple(by_image[number]))
             for number, entry in sorted(entries.items())
         ),
+        reader=CocoReader(images, tuple(names)),
+        source={"annotations": annotations.name, "images": images.name},
         generator=info.get("generator") if isinstance(info, dict) else None,
         quarantine=quarantine,
     )
@@ -208,17 +184,22 @@ def _annotations(
     return found
 
 
-def _read_inside(root: Path, file_name: str) -> bytes:
+def read_inside(root: Storage, file_name: str) -> bytes:
     """The bytes of a picture that must lie below `root`, symlinks followed."""
     try:
-        path = (root / file_name).resolve()
-        if not path.is_relative_to(root.resolve()):
+        local = root.local
+        if local is not None:
+            path = (local / file_name).resolve()
+            if not path.is_relative_to(local.resolve()):
+                raise _BadError("file_name leaves the picture directory", file_name)
+            return path.read_bytes()
+        if file_name.startswith("/") or ".." in file_name.split("/"):
             raise _BadError("file_name leaves the picture directory", file_name)
-        return path.read_bytes()
+        return root.read(file_name)
     except FileNotFoundError as error:
         raise _BadError("picture is missing", file_name) from error
     except OSError as error:
-        raise _BadError("picture cannot be read", f"{file_name}: {error.strerror}") from error
+        raise _BadError("picture cannot be read", f"{file_name}: {error.strerror or error}") from error
     except ValueError as error:  # a null byte in the name
         raise _BadError("file_name is no path", f"{file_name!r}: {error}") from error
 
@@ -261,6 +242,7 @@ def _append(record: Record, annotation: Json, class_of: Mapping[int, int]) -> No
     record["annotation_ids"].append(annotation["id"])
     record["rles"].append(counts)
     record["crops"].append(rle.crop(runs, height, width, box))
+    record["keypoints"].append([])
 
 
 def _box(bbox: object, height: int, width: int) -> list[float]:

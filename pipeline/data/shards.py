@@ -20,12 +20,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.coco import CocoDataset, ImageEntry, Sample
 from pipeline.data.quarantine import DataError
 from pipeline.data.records import FORMAT_VERSION, INDEX_SCHEMA, SCHEMA, Record
+from pipeline.data.source import Dataset, Entry, Sample
 
 MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.parquet", "quarantine.jsonl"
-_ANNOTATION_COLUMNS = [name for name in SCHEMA.names if name not in ("image", "crops")]
+_ANNOTATION_COLUMNS = [name for name in SCHEMA.names if name not in ("image", "crops", "semantic")]
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
@@ -67,7 +67,7 @@ def shard_name(shard: int) -> str:
 
 
 def write_shards(
-    dataset: CocoDataset,
+    dataset: Dataset,
     out: Path,
     *,
     seed: int = 0,
@@ -83,7 +83,7 @@ def write_shards(
     entries = [dataset.entries[position] for position in order]
     counts = dict.fromkeys(("images", "instances", "crowd", "empty", "grayscale"), 0)
     shards: list[Shard] = []
-    index: list[dict[str, int]] = []
+    index: list[dict[str, Any]] = []
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         # A shard is a fixed range of the order, whatever goes to quarantine: ranges can be written independently.
         for number, first in enumerate(range(0, len(entries), rows_per_shard)):
@@ -98,8 +98,8 @@ def write_shards(
     if dataset.entries and not shards:
         reason, times = next(iter(dataset.quarantine.reasons().items()))
         raise DataError(
-            f"none of the {len(dataset.entries)} images of {dataset.annotations} can be used; {times} times: {reason}. "
-            f"See {out / QUARANTINE}, and check that {dataset.images} is the directory that file_names are relative to"
+            f"none of the {len(dataset.entries)} images of {' and '.join(dataset.source.values())} can be used; "
+            f"{times} times: {reason}. See {out / QUARANTINE}, and check the directory that file_names are relative to"
         )
     _write_table(pa.Table.from_pylist(index, schema=INDEX_SCHEMA), out / INDEX)
     counts["quarantined_images"] = dataset.quarantine.count("image")
@@ -113,7 +113,7 @@ def write_shards(
         shards=tuple(shards),
         index_sha256=_sha256(out / INDEX),
         fingerprint=_fingerprint(shards, dataset.class_names, dataset.category_ids),
-        source={"annotations": dataset.annotations.name, "images": dataset.images.name},
+        source=dataset.source,
         options={"seed": seed, "rows_per_shard": rows_per_shard, "rows_per_group": rows_per_group},
         generator=dataset.generator,
     )
@@ -240,13 +240,13 @@ def _make_room(out: Path, overwrite: bool) -> None:
             path.unlink()
 
 
-def _samples(dataset: CocoDataset, entries: Iterable[ImageEntry], pool: ThreadPoolExecutor) -> Iterator[Sample | None]:
+def _samples(dataset: Dataset, entries: Iterable[Entry], pool: ThreadPoolExecutor) -> Iterator[Sample | None]:
     """Samples in the order of `entries`, read by the pool a little ahead."""
     ahead = 4 * (os.cpu_count() or 1)
     waiting: deque[Future[Sample | None]] = deque()
     try:
         for entry in entries:
-            waiting.append(pool.submit(dataset.sample, entry))
+            waiting.append(pool.submit(dataset.reader.read, entry, dataset.quarantine))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -267,7 +267,7 @@ def _write_shard(
     number: int,
     samples: Iterator[Sample | None],
     rows_per_group: int,
-    index: list[dict[str, int]],
+    index: list[dict[str, Any]],
     counts: dict[str, int],
 ) -> Shard | None:
     """Write one shard and add its rows to the index and the counts; None when no sample of it is usable."""
@@ -312,7 +312,7 @@ def _leaf(field: pa.Field) -> str:
     return str(path)
 
 
-def _index_row(record: Record, shard: int, row_group: int, row: int) -> dict[str, int]:
+def _index_row(record: Record, shard: int, row_group: int, row: int) -> dict[str, Any]:
     crowd = sum(record["crowd"])
     return {
         "sample_id": record["sample_id"],
@@ -323,7 +323,15 @@ def _index_row(record: Record, shard: int, row_group: int, row: int) -> dict[str
         "width": record["width"],
         "instances": len(record["crowd"]) - crowd,
         "crowd": crowd,
+        "keypoints": sum(
+            visibility > 0
+            for points, is_crowd in zip(record["keypoints"], record["crowd"], strict=True)
+            if not is_crowd
+            for visibility in points[2::3]
+        ),
+        "classes": sorted({c for c, is_crowd in zip(record["classes"], record["crowd"], strict=True) if not is_crowd}),
         "bytes": len(record["image"]),
+        "offset": 0,
     }
 
 

@@ -6,16 +6,17 @@ import pytest
 from tiny_coco import TinyCoco, jpeg
 
 from pipeline.data import rle, shards
-from pipeline.data.coco import CocoDataset, read_coco
+from pipeline.data.coco import read_coco
 from pipeline.data.quarantine import DataError, Quarantine
 from pipeline.data.records import Record
+from pipeline.data.source import Dataset
 
 
-def records(dataset: CocoDataset) -> list[Record]:
-    return [record for entry in dataset.entries if (record := dataset.record(entry)) is not None]
+def records(dataset: Dataset) -> list[Record]:
+    return [s.record for e in dataset.entries if (s := dataset.reader.read(e, dataset.quarantine)) is not None]
 
 
-def only_bad(dataset: CocoDataset) -> tuple[str, int | None, int | None, str, str]:
+def only_bad(dataset: Dataset) -> tuple[str, int | None, int | None, str, str]:
     """Reads everything and returns the one sample in quarantine."""
     records(dataset)
     (bad,) = dataset.quarantine.samples

@@ -16,11 +16,13 @@ SIZES = (64, 80, 96)
 
 def make_index(shapes: list[tuple[int, int]], per_group: int = 3, groups_per_shard: int = 2) -> pa.Table:
     """An index of images (height, width) in row groups of `per_group`."""
-    columns: dict[str, list[int]] = {name: [] for name in INDEX_SCHEMA.names}
+    columns: dict[str, list[object]] = {name: [] for name in INDEX_SCHEMA.names}
     for row, (height, width) in enumerate(shapes):
         group = row // per_group
         values = {"sample_id": 1000 + row, "shard": group // groups_per_shard, "row_group": group % groups_per_shard}
         values |= {"row": row % per_group, "height": height, "width": width, "instances": 1, "crowd": 0, "bytes": 9}
+        values |= {"keypoints": 0, "offset": 4}
+        columns["classes"].append([1])
         for name, value in values.items():
             columns[name].append(value)
     return pa.table(columns, schema=INDEX_SCHEMA)

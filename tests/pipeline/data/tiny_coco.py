@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.coco import CocoDataset, read_coco
+from pipeline.data.coco import read_coco
 from pipeline.data.quarantine import Quarantine
+from pipeline.data.source import Dataset
 
 
 def jpeg(height: int, width: int, mode: str = "RGB", seed: int = 0, **options: Any) -> bytes:
@@ -48,6 +49,6 @@ class TinyCoco:
             **copy.deepcopy(changes),
         }
 
-    def read(self, strict: bool = False) -> CocoDataset:
+    def read(self, strict: bool = False) -> Dataset:
         self.json.write_text(json.dumps(self.content))
         return read_coco(self.json, self.images, Quarantine(strict))

@@ -6,7 +6,7 @@ import numpy as np
 import simplejpeg
 
 from pipeline.data import rle
-from pipeline.data.records import Record
+from pipeline.data.records import Record, empty_record
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -46,19 +46,17 @@ def record(
     """A record whose n-th object is of class n + 1."""
     boxes = [box_of(mask) for mask in masks]
     rles = [rle.from_mask(mask) for mask in masks]
-    return {
-        "sample_id": sample_id,
-        "file_name": f"{sample_id}.jpg",
-        "height": height,
-        "width": width,
-        "image": jpeg(picture(height, width, sample_id)) if image is None else image,
-        "boxes": boxes,
-        "classes": list(range(1, len(masks) + 1)),
-        "crowd": [False] * len(masks) if crowd is None else list(crowd),
-        "areas": [float(mask.sum()) for mask in masks],
-        "annotation_ids": [100 * sample_id + i for i in range(len(masks))],
-        "rles": rles,
-        "crops": [
-            rle.crop(rle.parse_counts(counts), height, width, box) for counts, box in zip(rles, boxes, strict=True)
-        ],
-    }
+    made = empty_record(sample_id, f"{sample_id}.jpg", height, width, jpeg(picture(height, width, sample_id)))
+    if image is not None:
+        made["image"] = image
+    made["boxes"] = boxes
+    made["classes"] = list(range(1, len(masks) + 1))
+    made["crowd"] = [False] * len(masks) if crowd is None else list(crowd)
+    made["areas"] = [float(mask.sum()) for mask in masks]
+    made["annotation_ids"] = [100 * sample_id + i for i in range(len(masks))]
+    made["rles"] = rles
+    made["crops"] = [
+        rle.crop(rle.parse_counts(counts), height, width, box) for counts, box in zip(rles, boxes, strict=True)
+    ]
+    made["keypoints"] = [[] for _ in masks]
+    return made
