@@ -2,8 +2,7 @@
 
 Legend: B images, G ground-truth slots, P proposals, S sampled RoIs an image, A anchors an image, K classes, m mask
 side.
-The loss has fixed shapes and asks nothing of the device (on a GPU torchvision's NMS kernel still does, see ops/nms.py);
-prediction has not and does.
+The loss has fixed shapes and asks nothing of the device; prediction has not and does.
 """
 
 from dataclasses import dataclass

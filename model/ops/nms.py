@@ -1,10 +1,13 @@
 """Non-maximum suppression of many groups at once, with an output whose shape does not depend on the data."""
 
+import importlib.util
+
 import torch
 import torchvision
 from torch import Tensor
 
-TOGETHER = 16384  # boxes in one launch on a GPU: 32 MiB of the kernel's working memory
+TOGETHER = 16384  # boxes in one launch of torchvision's kernel: 32 MiB of its working memory
+PAIRS = 1 << 29  # of boxes in one launch of ours: one bit each, 64 MiB
 
 
 @torch.library.custom_op("maskrcnn::nms_keep", mutates_args=())
@@ -34,10 +37,29 @@ def _(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Ten
 
 
 @nms_keep.register_kernel("cuda")
-def keep_together(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
-    """The same in few launches: groups are moved apart by more than the largest coordinate, so they cannot overlap.
+def keep_on_gpu(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
+    """The same without waiting for the device, by kernels of our own (nms_triton.py)."""
+    if importlib.util.find_spec("triton") is None:
+        return keep_together(boxes, scores, valid, iou_threshold)
+    from model.ops.nms_triton import keep_sorted
 
-    As many groups go together as make `TOGETHER` boxes: the kernel's memory grows with the square of that.
+    groups, count, _ = boxes.shape
+    order = torch.where(valid, scores, -torch.inf).sort(dim=1, descending=True, stable=True).indices  # [S, N]
+    ranked = boxes.gather(1, order[..., None].expand(-1, -1, 4)).contiguous()
+    usable = valid.gather(1, order)
+    step = max(1, PAIRS // max(1, count * count))
+    kept = [
+        keep_sorted(ranked[first : first + step], usable[first : first + step], iou_threshold)
+        for first in range(0, groups, step)
+    ]
+    return torch.zeros_like(valid).scatter(1, order, torch.cat(kept)) if kept else torch.zeros_like(valid)
+
+
+def keep_together(boxes: Tensor, scores: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
+    """The same in few launches of torchvision's kernel, for a GPU without Triton; waits for the device each time.
+
+    Groups are moved apart by more than the largest coordinate, so they cannot overlap. As many go together as make
+    `TOGETHER` boxes: the kernel's memory grows with the square of that.
     """
     groups, count, _ = boxes.shape
     if count == 0:

@@ -64,3 +64,34 @@ def test_losses_and_gradients_are_the_same(sampling_ratio: int) -> None:
         reference = gradients[name]
         assert parameter.grad is not None and reference is not None, name
         assert (parameter.grad.cpu() - reference).abs().max() <= 2e-2 * reference.abs().max() + 1e-6, name
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_the_loss_never_waits_for_the_device(sampling_ratio: int) -> None:
+    config = ModelConfig(
+        classes=5,
+        trunk=TrunkConfig(depth="resnet18", norm="gn", freeze_stages=0, fpn_channels=64),
+        rpn=RPNConfig(pre_nms_train=200, post_nms_train=100),
+        roi=RoIConfig(batch_per_image=32, sampling_ratio=sampling_ratio),
+        mask=MaskConfig(channels=32),
+    )
+    model = build_model(config).train().cuda()
+    corner = torch.rand(2, 8, 2) * 60
+    targets = Targets(
+        torch.cat([corner, corner + 20 + torch.rand(2, 8, 2) * 40], -1),
+        torch.randint(1, 6, (2, 8)),
+        torch.tensor([[True] * 3 + [False] * 5, [True] * 8]),
+        torch.randint(0, 2, (2, 8, 112, 112), dtype=torch.uint8),
+    )
+    sizes = torch.tensor([[128, 128], [100, 120]])
+    images = torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8)
+    batch = Batch(images, sizes, sizes, torch.arange(2), targets).to("cuda")
+    model(batch)  # compiles kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for precision in (torch.float32, torch.bfloat16):
+            with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+                losses = model(batch)
+            torch.stack(list(losses.values())).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,3 +1,10 @@
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -77,3 +84,53 @@ def test_cuda_equals_cpu(seed: int) -> None:
     boxes, scores, valid = groups(seed)
     keep = nms_keep(boxes.cuda(), scores.cuda(), valid.cuda(), 0.7)
     assert torch.equal(keep.cpu(), nms_keep(boxes, scores, valid, 0.7))
+
+
+INTERPRETED = """
+import torch
+from model.ops.nms import keep_on_gpu, nms_keep
+from model.ops import nms
+
+generator = torch.Generator().manual_seed(0)
+sizes = [(1, 1, 9, 0), (2, 31, 30, 1), (2, 33, 30, 0), (1, 64, 40, 1), (3, 70, 40, 0), (1, 200, 60, 1)]
+for groups, count, side, whole in sizes:
+    corner = torch.rand(groups, count, 2, generator=generator) * side
+    boxes = torch.cat([corner, corner + torch.rand(groups, count, 2, generator=generator) * 30], 2)
+    if whole:  # many overlaps of exactly the threshold, and empty boxes
+        boxes = boxes.round()
+    scores = torch.randn(groups, count, generator=generator)
+    scores = scores.round() if whole else scores
+    valid = torch.rand(groups, count, generator=generator) < 0.8
+    for threshold in (0.0, 0.3, 0.5, 0.7):
+        nms.PAIRS = 1 << 29 if whole else count * count  # all groups in a launch, or one
+        got, expected = (keep(boxes, scores, valid, threshold) for keep in (keep_on_gpu, nms_keep))
+        assert torch.equal(got, expected), (groups, count, threshold)
+        print(int(got.sum()))
+for shape in [(0, 5), (3, 0)]:
+    nothing = torch.zeros(shape)
+    assert keep_on_gpu(torch.zeros(*shape, 4), nothing, nothing.bool(), 0.5).shape == shape
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="this torch came without Triton")
+def test_triton_kernels_equal_torchvision_in_triton_s_interpreter() -> None:
+    """The GPU's kernels, run on the CPU."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", INTERPRETED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.split()) == 24
+
+
+def test_threshold_of_float32_decides_as_the_one_of_float64() -> None:
+    pytest.importorskip("triton")
+    from model.ops.nms_triton import _not_above
+
+    for threshold in [*np.random.default_rng(0).random(1000).tolist(), 0.0, 0.3, 0.5, 0.7, 1.0]:
+        near = np.float32(_not_above(threshold))
+        assert float(near) <= threshold < float(np.nextafter(near, np.float32(2)))
