@@ -5,11 +5,20 @@ torchvision's operator for a number that adapts to the RoI. Legend: R RoIs, L le
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
+
+
+class RoIs(NamedTuple):
+    """Boxes of interest, and where each is read."""
+
+    boxes: Tensor  # float32 [R, 4] xyxy, pixels of the input
+    image_index: Tensor  # int64 [R], which image of the batch
+    level_index: Tensor  # int64 [R], which level, counted from the finest
 
 
 def assign_levels(boxes: Tensor, canonical_size_px: float, canonical_level: int, lowest: int, highest: int) -> Tensor:
@@ -21,23 +30,14 @@ def assign_levels(boxes: Tensor, canonical_size_px: float, canonical_level: int,
 
 
 def roi_align(
-    levels: Sequence[Tensor],
-    strides: Sequence[int],
-    boxes: Tensor,
-    image_index: Tensor,
-    level_index: Tensor,
-    size: int,
-    sampling_ratio: int,
-    aligned: bool,
+    levels: Sequence[Tensor], strides: Sequence[int], rois: RoIs, size: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     """Bilinear features of every RoI from its level.
 
     Args:
         levels: L maps [B, C, H_l, W_l], finest first.
         strides: pixels a cell, a level.
-        boxes: float32 [R, 4] xyxy, pixels of the input.
-        image_index: int64 [R], which image of the batch.
-        level_index: int64 [R], which of `levels`.
+        rois: R of them.
         size: output side P in bins.
         sampling_ratio: samples a bin and axis; 0 adapts as ceil(RoI side / P).
         aligned: pixel centres at +0.5 (True), or the older half-pixel shift (False).
@@ -46,26 +46,19 @@ def roi_align(
         float32 [R, C, P, P].
     """
     if sampling_ratio > 0:
-        return _gather(levels, strides, boxes, image_index, level_index, size, sampling_ratio, aligned)
-    return _adaptive(levels, strides, boxes, image_index, level_index, size, aligned)
+        return _gather(levels, strides, rois, size, sampling_ratio, aligned)
+    return _adaptive(levels, strides, rois, size, aligned)
 
 
-def _adaptive(
-    levels: Sequence[Tensor],
-    strides: Sequence[int],
-    boxes: Tensor,
-    image_index: Tensor,
-    level_index: Tensor,
-    size: int,
-    aligned: bool,
-) -> Tensor:
+def _adaptive(levels: Sequence[Tensor], strides: Sequence[int], rois: RoIs, size: int, aligned: bool) -> Tensor:
     # Every RoI is read from every level, but as an empty box where it does not belong (next to no work there):
     # splitting by level would make shapes depend on the data.
+    boxes, image_index, level_index = rois
     total: Tensor | None = None
     for index, (level, stride) in enumerate(zip(levels, strides, strict=True)):
         member = (level_index == index)[:, None]
-        rois = torch.cat([image_index[:, None].to(boxes.dtype), torch.where(member, boxes, 0.0)], 1)
-        crops = torchvision.ops.roi_align(level.float(), rois, (size, size), 1.0 / stride, 0, aligned)
+        own = torch.cat([image_index[:, None].to(boxes.dtype), torch.where(member, boxes, 0.0)], 1)
+        crops = torchvision.ops.roi_align(level.float(), own, (size, size), 1.0 / stride, 0, aligned)
         crops = torch.where(member[..., None, None], crops, 0.0)
         total = crops if total is None else total + crops
     assert total is not None
@@ -96,16 +89,10 @@ def _axis_taps(start: Tensor, length: Tensor, limit: Tensor, bins: int, samples:
 
 
 def _gather(
-    levels: Sequence[Tensor],
-    strides: Sequence[int],
-    boxes: Tensor,
-    image_index: Tensor,
-    level_index: Tensor,
-    size: int,
-    samples: int,
-    aligned: bool,
+    levels: Sequence[Tensor], strides: Sequence[int], rois: RoIs, size: int, samples: int, aligned: bool
 ) -> Tensor:
     # All cells of all levels as rows of one table; each output bin is a weighted sum of (2 samples)² of its rows.
+    boxes, image_index, level_index = rois
     channels = levels[0].shape[1]
     table = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in levels]).float()
     rows = [level.shape[0] * level.shape[2] * level.shape[3] for level in levels]

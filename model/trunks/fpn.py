@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import RoIConfig, TrunkConfig
-from model.ops.roi import assign_levels, roi_align
+from model.ops.roi import RoIs, assign_levels, roi_align
 from model.trunks.resnet import ResNet
 
 Pyramid = dict[int, Tensor]  # level -> [B, C, H / 2^level, W / 2^level]
@@ -44,9 +44,7 @@ class FPN(nn.Module):
         return roi_align(
             [pyramid[level] for level in (2, 3, 4, 5)],
             (4, 8, 16, 32),
-            boxes,
-            image_index,
-            levels,
+            RoIs(boxes, image_index, levels),
             size,
             self.roi.sampling_ratio,
             self.roi.aligned,

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops.poolers import LevelMapper, MultiScaleRoIAlign
 
 from model.ops.boxes import box_area
-from model.ops.roi import assign_levels, roi_align
+from model.ops.roi import RoIs, assign_levels, roi_align
 
 STRIDES = (4, 8, 16, 32)
 HEIGHT, WIDTH = 192, 256  # pixels of the padded input
@@ -63,7 +63,7 @@ def reference(
 @pytest.mark.parametrize(("size", "samples"), [(7, 1), (7, 2), (5, 3), (14, 2), (1, 2), (3, 0), (7, 0)])
 def test_equals_torchvision_on_each_level(size: int, samples: int, aligned: bool) -> None:
     maps, (boxes, image, level) = levels(size), rois(samples)
-    crops = roi_align(maps, STRIDES, boxes, image, level, size, samples, aligned)
+    crops = roi_align(maps, STRIDES, RoIs(boxes, image, level), size, samples, aligned)
     assert crops.shape == (len(boxes), CHANNELS, size, size) and crops.dtype == torch.float32
     expected = reference(maps, boxes, image, level, size, samples, aligned)
     torch.testing.assert_close(crops, expected, rtol=1e-4, atol=1e-4)
@@ -88,7 +88,7 @@ def test_equals_torchvision_over_the_pyramid(samples: int) -> None:
     pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, samples, canonical_scale=56, canonical_level=4)
     features = {str(i): m for i, m in enumerate(maps)}
     expected = pooler(features, [boxes[:60], boxes[60:]], [(HEIGHT, WIDTH)] * 2)
-    crops = roi_align(maps, STRIDES, boxes, image, level, 7, samples, False)
+    crops = roi_align(maps, STRIDES, RoIs(boxes, image, level), 7, samples, False)
     torch.testing.assert_close(crops, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -112,7 +112,7 @@ def test_equals_a_loop_of_bilinear_samples(samples: int, aligned: bool) -> None:
     values = torch.tensor([[bilinear(y0 + v * (y1 - y0), x0 + u * (x1 - x0)) for u in parts] for v in parts])
     expected = values.reshape(3, samples, 3, samples).mean((1, 3))
     one = torch.tensor([1])
-    crops = roi_align(levels(2), STRIDES, torch.tensor([box]), one - 1, one, 3, samples, aligned)
+    crops = roi_align(levels(2), STRIDES, RoIs(torch.tensor([box]), one - 1, one), 3, samples, aligned)
     torch.testing.assert_close(crops[0, 0], expected.float(), rtol=1e-4, atol=1e-5)
 
 
@@ -120,7 +120,7 @@ def test_equals_a_loop_of_bilinear_samples(samples: int, aligned: bool) -> None:
 def test_no_rois(samples: int) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     maps = levels(0)
-    crops = roi_align(maps, STRIDES, torch.zeros(0, 4), none, none, 7, samples, True)
+    crops = roi_align(maps, STRIDES, RoIs(torch.zeros(0, 4), none, none), 7, samples, True)
     assert crops.shape == (0, CHANNELS, 7, 7)
     assert all(not g.any() for g in torch.autograd.grad(crops.sum(), maps))
 
@@ -128,9 +128,9 @@ def test_no_rois(samples: int) -> None:
 @pytest.mark.parametrize("samples", [0, 2])
 def test_half_precision_features_give_float32(samples: int) -> None:
     maps, (boxes, image, level) = [m.detach().bfloat16() for m in levels(4)], rois(4)
-    crops = roi_align(maps, STRIDES, boxes, image, level, 7, samples, True)
+    crops = roi_align(maps, STRIDES, RoIs(boxes, image, level), 7, samples, True)
     assert crops.dtype == torch.float32
-    same = roi_align([m.float() for m in maps], STRIDES, boxes, image, level, 7, samples, True)
+    same = roi_align([m.float() for m in maps], STRIDES, RoIs(boxes, image, level), 7, samples, True)
     assert torch.equal(crops, same)
 
 
