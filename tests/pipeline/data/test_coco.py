@@ -88,8 +88,8 @@ def test_missing_file_and_directory(tiny: TinyCoco, tmp_path: Path) -> None:
         ({"bbox": [-9, 5, 8, 20]}, "box lies outside the picture", "[-9, 5, 8, 20] in height x width 40 x 60"),
         ({"category_id": 8}, "category id that the file does not declare", "category_id 8"),
         ({"id": 10}, "annotation id occurs twice (the first one is kept)", "10"),
-        ({"id": "x"}, "annotation id is not an integer", None),
-        ({"image_id": 99}, "annotation of an image that the file does not list", "image_id 99"),
+        ({"id": "x"}, "annotation id is not an integer of 64 bits", None),
+        ({"image_id": 99}, "annotation of an image that the file does not list, or that was set aside", "image_id 99"),
         ({"iscrowd": 2}, "iscrowd is neither 0 nor 1", "2"),
         ({"area": "big"}, "area is not a number of pixels", "big"),
         (
