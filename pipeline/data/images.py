@@ -2,8 +2,9 @@
 
 JPEGs go through simplejpeg with libjpeg's exact settings, which releases the GIL; what it cannot do exactly (CMYK) or
 refuses (recoverable damage that Pillow accepts), and every other format, goes through Pillow. EXIF rotation is NOT
-applied: the annotations of COCO and Cityscapes are made on the stored pixels. Of an animation (GIF, WebP) or a file of
-several pages (TIFF) the first one counts; what is transparent shows the colour stored below.
+applied (but in TIFF, where Pillow does): the annotations of COCO and Cityscapes are made on the stored pixels. Of an
+animation (GIF, WebP) or a file of several pages (TIFF) the first one counts; what is transparent shows the colour
+stored below.
 """
 
 from io import BytesIO
@@ -69,10 +70,10 @@ def check(data: bytes) -> Checked:
 
 
 def lies_on_its_side(data: bytes) -> bool:
-    """Whether the picture's EXIF tells viewers to turn it by 90 degrees, so that its height is shown as its width."""
+    """Whether EXIF tells viewers to turn what `decode` gives by 90 degrees, and to show its height as the width."""
     try:
         with _open(data) as image:
-            return image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+            return image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
     except Exception:  # Pillow's plugins raise nearly anything on garbage, which tells nobody to turn anything
         return False
 

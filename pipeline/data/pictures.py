@@ -21,12 +21,12 @@ def read_inside(root: Storage, file_name: str) -> bytes:
         if not path.is_relative_to(os.path.realpath(local)):
             raise BadError("file_name leaves the picture directory", file_name)
         if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise BadError("picture cannot be read", f"{file_name}: a directory or a device, not a file")
+            raise BadError("picture cannot be read", f"a directory or a device, not a file: {file_name}")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise BadError("picture is missing", file_name) from error
     except OSError as error:
-        raise BadError("picture cannot be read", f"{file_name}: {error.strerror or error}") from error
+        raise BadError("picture cannot be read", f"{error.strerror or error}: {file_name}") from error
     except ValueError as error:  # a null byte or half a character in the name
         raise BadError("file_name is no path", f"{file_name!r}: {error}") from error
 

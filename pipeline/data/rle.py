@@ -113,7 +113,8 @@ def crop(runs: NDArray[np.int64], height: int, width: int, box: Sequence[float])
     y_edges = np.clip(box[1] + (box[3] - box[1]) * _STEPS, 0, height)
     x0, x1 = int(x_edges[0]), math.ceil(x_edges[-1])
     y0, y1 = int(y_edges[0]), math.ceil(y_edges[-1])
-    if x0 == x1 or y0 == y1:  # the box lies outside, or has no area
+    cell = (box[2] - box[0]) / CROP_SIZE * (box[3] - box[1]) / CROP_SIZE
+    if x0 >= x1 or y0 >= y1 or cell <= 0:  # the box lies outside, or has no area
         return bytes(CROP_SIZE * CROP_SIZE // 8)
     columns = _columns(runs, height, x0, x1)[:, y0:y1]  # [w, h]
     sums = np.zeros((x1 - x0, y1 - y0 + 1), dtype=np.int32)
@@ -122,7 +123,6 @@ def crop(runs: NDArray[np.int64], height: int, width: int, box: Sequence[float])
     sums_x = np.zeros((CROP_SIZE, x1 - x0 + 1))
     np.cumsum(by_y.T, axis=1, out=sums_x[:, 1:])
     covered = _between(sums_x, x_edges - x0)  # [C (y), C (x)] pixels^2
-    cell = (box[2] - box[0]) / CROP_SIZE * (box[3] - box[1]) / CROP_SIZE
     least = 0.5 * cell * (1 - 1e-9)  # the tolerance is float64's: a half stays a half
     return np.packbits(np.greater_equal(covered, least)).tobytes()
 

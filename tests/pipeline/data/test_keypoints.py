@@ -118,7 +118,7 @@ def test_categories_may_share_keypoints_but_not_differ(tiny: TinyCoco) -> None:
     assert tiny.read().keypoints is not None
     named(tiny, ["tail"], category=1)
     with pytest.raises(
-        DataError, match="categories dog, cat have different keypoints; .* keep the categories that share"
+        DataError, match=r"categories dog, cat have different keypoints; .* keep the categories that share"
     ):
         tiny.read()
 

@@ -68,7 +68,7 @@ def test_file_name_serves_where_there_is_no_url(lvis: TinyLvis) -> None:  # expo
 @pytest.mark.parametrize("frequency", [None, "common", "", 1, ["r"]])
 def test_category_without_frequency(lvis: TinyLvis, frequency: Any) -> None:
     lvis.content["categories"][1]["frequency"] = frequency
-    with pytest.raises(DataError, match="'zebra' has the frequency .* LVIS gives as r, c or f; shard it as COCO if"):
+    with pytest.raises(DataError, match=r"'zebra' has the frequency .* LVIS gives as r, c or f; shard it as COCO if"):
         lvis.read()
 
 
