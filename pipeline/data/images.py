@@ -28,6 +28,7 @@ _FORMATS = {
 }
 SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)  # of files that are pictures
 MAX_PIXELS = 178_956_970  # Pillow refuses pictures above this as decompression bombs; so do we, on both ways
+_JPEG_PIXELS_PER_BYTE = 512  # at most: each block of 8 x 8 pixels takes a bit or more
 _ORIENTATION = 0x0112  # EXIF's tag
 _EXACT_COLORSPACES = ("Gray", "YCbCr", "RGB")  # simplejpeg's conversion is bit-equal to Pillow's for these
 
@@ -83,12 +84,20 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
-    """The pixels, or None where Pillow has to decide."""
+    """The pixels, or None where Pillow has to decide. Raises ImageError."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in _EXACT_COLORSPACES or height * width > MAX_PIXELS:
+        if height * width > MAX_PIXELS:
+            return None
+        if height * width > _JPEG_PIXELS_PER_BYTE * len(data):
+            raise ImageError(
+                f"{len(data)} bytes cannot hold the {width} x {height} pixels of the header; fetch it again"
+            )
+        if colorspace not in _EXACT_COLORSPACES:
             return None
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=True)
+    except ImageError:
+        raise
     except ValueError:  # any damage; Pillow tells a truncated file (refused) from stray bytes between markers (read)
         return None
     return pixels
@@ -105,7 +114,7 @@ def _decode_pillow(data: bytes) -> NDArray[np.uint8]:
                 return np.repeat(high[:, :, None], 3, axis=2)
             if image.mode in ("I", "F"):
                 raise ImageError(f"pixels of mode {image.mode!r} have no 8-bit range; store the picture as 8 bit")
-            return np.array(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy it once more
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on garbage

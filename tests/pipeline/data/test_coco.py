@@ -1,6 +1,7 @@
 import gc
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def test_record(tiny: TinyCoco) -> None:
     del tiny.content["annotations"][-1]["area"]
     dataset = tiny.read(strict=True)
     assert dataset.class_names == ("dog", "cat") and dataset.category_ids == (3, 7)
+    assert pickle.loads(pickle.dumps((dataset.entries, dataset.reader))) == (dataset.entries, dataset.reader)
     found = records(dataset)
     assert [record["sample_id"] for record in found] == [1, 2, 3]
     record = found[1]

@@ -168,6 +168,26 @@ def test_bomb_is_refused() -> None:
         images.decode(bytes(data))
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_that_cannot_hold_its_pixels(progressive: bool) -> None:
+    """It ends with an end marker, so Pillow would fill 13000 x 13000 pixels with grey."""
+    data = bytearray(jpeg(16, 16, progressive=progressive))
+    at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5  # the size in the frame header
+    data[at : at + 4] = (13000).to_bytes(2, "big") * 2
+    forget_peak()
+    before = peak_bytes()
+    with pytest.raises(images.ImageError, match=r"\d+ bytes cannot hold the 13000 x 13000 pixels of the header"):
+        images.check(bytes(data))
+    assert peak_bytes() - before < 20e6
+
+
+def test_plain_jpegs_hold_their_pixels() -> None:
+    for options in ({}, {"quality": 1, "optimize": True}, {"quality": 1, "progressive": True}):
+        for image in (Image.new("L", (4000, 3000)), Image.new("RGB", (4000, 3000), (255, 255, 255))):
+            data = encoded(image, "JPEG", **options)
+            assert np.array_equal(images.decode(data), pillow(data)), options
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
