@@ -81,7 +81,9 @@ def attach(
         annotation = by_id.get(number)
         try:
             if annotation is None:
-                raise BadError("keypoints of an annotation that the instances file does not have", number)
+                raise BadError(
+                    "keypoints of an annotation that the instances file does not have, or that was set aside", number
+                )
             if image != annotation["image_id"]:
                 raise BadError(
                     "keypoints are of another image than the annotation of that id",

@@ -145,7 +145,7 @@ def test_keypoints_of_a_second_file(tiny: TinyCoco) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason", "got"),
     [
-        ({"id": 99}, "keypoints of an annotation that the instances file does not have", "99"),
+        ({"id": 99}, "keypoints of an annotation that the instances file does not have, or that was set aside", "99"),
         (
             {"image_id": 3},
             "keypoints are of another image than the annotation of that id",
