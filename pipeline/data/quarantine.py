@@ -27,6 +27,15 @@ class BadSample:
     got: str  # what was found in this sample
 
 
+class BadError(Exception):
+    """One sample is bad, raised where that is found and caught where it is known which one."""
+
+    def __init__(self, reason: str, got: object) -> None:
+        super().__init__(reason)
+        text = got if isinstance(got, str) else repr(got)
+        self.reason, self.got = reason, text if len(text) <= 300 else text[:297] + "..."
+
+
 class Quarantine:
     """Collects bad samples; with `strict` it refuses at the first one."""
 

@@ -144,14 +144,6 @@ def test_damage_is_found(tiny: TinyCoco, tmp_path: Path) -> None:
         shards.verify(tmp_path)
 
 
-def test_empty_data_set(tiny: TinyCoco, tmp_path: Path) -> None:
-    tiny.content["images"] = tiny.content["annotations"] = []
-    manifest = shards.write_shards(tiny.read(), tmp_path)
-    assert manifest.images == 0 and manifest.shards == ()
-    assert shards.load_index(tmp_path).num_rows == 0
-    assert shards.annotations(tmp_path)["images"] == []
-
-
 def test_no_usable_image_names_the_reason(tiny: TinyCoco, tmp_path: Path) -> None:
     for path in tiny.images.iterdir():
         path.unlink()
