@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.statistics import LARGE_PX2, SMALL_PX2, Statistics
+from pipeline.data.statistics import HEAT_CELLS, LARGE_PX2, SMALL_PX2, Statistics
 
 NAMED_CLASSES = 100  # with more, only the most and the least frequent ones are named
 _ENDS = 25  # how many of those
@@ -48,6 +48,8 @@ def _plain(axes: Any, **labels: Any) -> None:
     axes.grid(color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    if labels.get("ylabel") in ("images", "objects") and axes.get_yscale() == "linear":
+        axes.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _nothing(axes: Any, what: str) -> None:
@@ -71,13 +73,19 @@ def _classes(statistics: Statistics, names: Sequence[str]) -> Any:
         rank = np.arange(1, len(order) + 1)
         curve.fill_between(rank, np.maximum(counts[order], 0.5), 0.5, color=_BLUE, alpha=0.35, linewidth=0)
         curve.plot(rank, np.maximum(counts[order], 0.5), color=_BLUE, linewidth=1.5)
-        _plain(curve, title=f"all {len(names)}", xlabel="rank of the class", ylabel="objects", yscale="log")
+        _plain(
+            curve,
+            title=f"all {len(names)}, {int((counts == 0).sum())} without an object",
+            xlabel="rank of the class",
+            ylabel="objects",
+            yscale="log",
+        )
         curve.set(xlim=(1, len(order)), ylim=(0.5, max(2, counts.max(initial=1) * 1.5)))
         parts, titles, rows = [order[:_ENDS], order[-_ENDS:]], ["most frequent", "least frequent"], _ENDS
     most = max(10, int(counts.max(initial=0)))
     for axes, part, title in zip(panels, parts, titles, strict=True):
         place = np.arange(len(part))
-        axes.barh(place, np.maximum(counts[part], 0.5), left=0.5, color=_BLUE, height=0.72)
+        axes.barh(place, np.maximum(counts[part] - 0.5, 0), left=0.5, color=_BLUE, height=0.72)
         for y, count in zip(place, counts[part], strict=True):
             axes.text(max(count, 0.5) * 1.12, y, f"{count}", va="center", fontsize=7.5, color="#444444")
         _plain(axes, xscale="log", xlim=(0.5, most * 4), ylim=(rows - 0.4, -0.6), xlabel="objects", title=title)
@@ -98,12 +106,12 @@ def _per_image(statistics: Statistics) -> Any:
     bins = np.arange(0, most + 2 * step, step) - 0.5
     axes.hist(statistics.objects, bins=bins, color=_BLUE, rwidth=0.9)
     mean = float(statistics.objects.mean())
-    axes.axvline(mean, color=_ORANGE, linewidth=1.5, label=f"mean {mean:.1f}")
-    axes.plot([], [], " ", label=f"without annotations: {statistics.empty}")
-    axes.plot([], [], " ", label=f"with crowd regions: {int((statistics.crowd > 0).sum())}")
-    axes.legend(frameon=False)
-    _plain(axes, xlabel="objects in an image", ylabel="images")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.axvline(mean, color=_ORANGE, linewidth=1.5)
+    crowded = int((statistics.crowd > 0).sum())
+    axes.set_title(
+        f"mean {mean:.1f}; {statistics.empty} without annotations, {crowded} with crowd regions", fontsize=10
+    )
+    _plain(axes, xlabel="objects in an image", ylabel="images", xlim=(-0.7, max(most, 3) + 0.7 * step))
     axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -143,39 +151,46 @@ def _aspects(statistics: Statistics) -> Any:
             _nothing(axes, what)
             continue
         ratio = np.log2(sides[:, 1].astype(np.float64) / sides[:, 0])
-        reach = max(2.0, float(np.ceil(np.quantile(np.abs(ratio), 0.995))))
+        reach = min(4.0, max(2.0, float(np.ceil(np.quantile(np.abs(ratio), 0.995)))))  # the rest is in the end bins
         axes.hist(np.clip(ratio, -reach, reach), bins=np.linspace(-reach, reach, 49), color=_BLUE)
         axes.axvline(0, color=_ORANGE, linewidth=1.2)
         ticks = np.arange(-int(reach), int(reach) + 1)
-        axes.set_xticks(ticks, [f"{2**t}:1" if t >= 0 else f"1:{2**-t}" for t in ticks.tolist()])
+        words = [f"{2**t}:1" if t >= 0 else f"1:{2**-t}" for t in ticks.tolist()]
+        if np.abs(ratio).max() > reach:
+            words[0], words[-1] = f"≤ {words[0]}", f"≥ {words[-1]}"
+        axes.set_xticks(ticks, words)
         _plain(axes, title=title, xlabel="width : height", ylabel=what)
     return figure
 
 
 def _pictures(statistics: Statistics) -> Any:
-    figure = _figure(5.6, 5.2)
+    figure = _figure(4.9, 4.5)
     axes = figure.subplots()
     if not len(statistics.sizes):
         _nothing(axes, "images")
         return figure
     sizes, counts = np.unique(statistics.sizes, axis=0, return_counts=True)
-    area = 12 + 500 * counts / counts.max()
+    area = 10 + 1200 * counts / counts.sum()
     axes.scatter(sizes[:, 1], sizes[:, 0], s=area, color=_GREEN, alpha=0.45, linewidth=0.6, edgecolor="#1c5034")
     limit = 1.12 * float(sizes.max())
     axes.plot([0, limit], [0, limit], color=_GREY, linewidth=0.8, linestyle=":")
     _plain(axes, xlabel="width, pixels", ylabel="height, pixels", xlim=(0, limit), ylim=(0, limit), aspect="equal")
     most = int(counts.argmax())
-    axes.set_title(f"{len(sizes)} sizes; {counts[most]} pictures are {sizes[most][1]} x {sizes[most][0]}", fontsize=10)
+    axes.set_title(f"most frequent of {len(sizes)}: {sizes[most][1]} x {sizes[most][0]} ({counts[most]})", fontsize=10)
     return figure
 
 
 def _centres(statistics: Statistics) -> Any:
-    figure = _figure(5.6, 4.8)
+    figure = _figure(4.9, 4.5)
     axes = figure.subplots()
     if not statistics.centres.any():
         _nothing(axes, "objects")
         return figure
-    shown = axes.imshow(statistics.centres, cmap="magma", extent=(0, 1, 1, 0), interpolation="nearest")
+    cells = HEAT_CELLS
+    while cells > 8 and statistics.centres.sum() < 4 * cells**2:  # few boxes in small cells are noise
+        cells //= 2
+    pooled = statistics.centres.reshape(cells, HEAT_CELLS // cells, cells, HEAT_CELLS // cells).sum(axis=(1, 3))
+    shown = axes.imshow(pooled, cmap="magma", vmin=0, extent=(0, 1, 1, 0), interpolation="nearest")
     axes.set(xlabel="x, share of the width", ylabel="y, share of the height")
     figure.colorbar(shown, ax=axes, label="boxes in a cell", shrink=0.85)
     return figure

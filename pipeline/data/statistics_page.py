@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.data.statistics import Statistics
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto; max-width: 1150px;
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto; max-width: 1170px;
        padding: 0 1rem }
 h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
 .facts { color: #666; margin: .2rem 0 1.5rem }
@@ -17,6 +17,7 @@ h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem
 table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
 th { font-weight: 600; border-bottom: 1px solid #ccc } td.n, th.n { text-align: right }
 tr + tr td { border-top: 1px solid #eee }
+.charts { display: flex; flex-wrap: wrap; column-gap: 2.5rem }
 img { max-width: 100%; height: auto; display: block }
 details { margin-top: 1rem } summary { cursor: pointer; color: #2f6f9f } .list { columns: 2 26rem; margin-top: .5rem }
 .list table { width: 100% } .list tr { break-inside: avoid }
@@ -44,7 +45,7 @@ def write_page(
         charts: PNG -> caption.
     """
     sections = [
-        f'<h2>{html.escape(caption)}</h2><img alt="{html.escape(caption)}" src="{_data_uri(chart)}">'
+        f'<h2>{html.escape(caption)}</h2><img alt="{html.escape(caption)}" src="{_data_uri(chart)}"></div>'
         for chart, caption in charts.items()
     ]
     body = (
@@ -52,7 +53,7 @@ def write_page(
         f"<div class=tables>{_counts(statistics)}{_sizes(statistics)}{_quarantine(quarantined)}</div>"
         + sections[0]
         + _class_list(statistics, class_names)
-        + "".join(sections[1:])
+        + f"<div class=charts>{''.join(sections[1:])}</div>"
     )
     page = (
         f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{html.escape(title)}</title>"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pipeline.evaluation.colours import CROWD, Colour, class_colour, text_colour
@@ -147,7 +148,7 @@ def _paint(canvas: Image.Image, mask: Crop, colour: Colour, scale: float, *, hat
     core = inside.filter(ImageFilter.MinFilter(5))
     alpha = np.asarray(inside, dtype=np.float32) / 255
     edge = alpha - np.asarray(core, dtype=np.float32) / 255
-    fill = np.float32(_FILL)
+    fill: float | NDArray[np.float32] = _FILL
     if hatched:
         across = np.add.outer(np.arange(top, bottom), np.arange(left, right))
         fill = np.where(across % _STRIPES_PX < _STRIPES_PX // 2, np.float32(0.75), np.float32(0.15))
