@@ -45,7 +45,7 @@ def write_page(
         charts: PNG -> caption.
     """
     sections = [
-        f'<h2>{html.escape(caption)}</h2><img alt="{html.escape(caption)}" src="{_data_uri(chart)}"></div>'
+        f'<div><h2>{html.escape(caption)}</h2><img alt="{html.escape(caption)}" src="{_data_uri(chart)}"></div>'
         for chart, caption in charts.items()
     ]
     body = (
