@@ -101,6 +101,45 @@ def shard_shapes(
     run(out_dir, train_images=train_images, val_images=val_images, seed=seed)
 
 
+Shards = Annotated[
+    str, typer.Argument(metavar="SHARDS", help="Directory of shards, or s3://BUCKET/PATH.", show_default=False)
+]
+
+
+@app.command()
+def verify(
+    shards: Shards,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a CPU")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Check every hash, picture and row of shards, and show what is in them. Exit code 1 when something is wrong."""
+    from jobs.verify import verify as run
+
+    run(shards, workers=workers, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    shards: Shards,
+    sample: Annotated[
+        str | None, typer.Option(help="Draw this sample: its id or file name.", show_default=False)
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Write a report with charts of the whole data set.")] = False,
+    out_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="PNG of the sample, or directory of the report.",
+            show_default="sample-ID.png or SHARDS-statistics",
+        ),
+    ] = None,
+) -> None:
+    """Look at one sample with its annotations, or at charts of all of them."""
+    from jobs.inspect import inspect as run
+
+    run(shards, sample=sample, stats=stats, out_path=out_path)
+
+
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.", show_default=False)],

@@ -29,6 +29,8 @@ def called(monkeypatch):
         "evaluate": ["evaluate_checkpoint"],
         "predict": ["predict"],
         "ui": ["ui"],
+        "verify": ["verify"],
+        "inspect": ["inspect"],
     }.items():
         fake = ModuleType(f"jobs.{module}")
         for name in names:
@@ -75,6 +77,13 @@ def run(*words: str):
             "predict ckpt a.jpg dir --out here --score 0.7",
             ("predict", (Path("ckpt"), [Path("a.jpg"), Path("dir")], Path("here")), {"score": 0.7}),
         ),
+        ("verify s3://bucket/val", ("verify", ("s3://bucket/val",), {"workers": None, "as_json": False})),
+        ("verify val --workers 3 --json", ("verify", ("val",), {"workers": 3, "as_json": True})),
+        (
+            "inspect val --sample 12 --out a.png",
+            ("inspect", ("val",), {"sample": "12", "stats": False, "out_path": Path("a.png")}),
+        ),
+        ("inspect val --stats", ("inspect", ("val",), {"sample": None, "stats": True, "out_path": None})),
         ("ui", ("ui", (Path("runs"),), {"host": "127.0.0.1", "port": 5000})),
         ("ui --runs r --host 0.0.0.0 --port 80", ("ui", (Path("r"),), {"host": "0.0.0.0", "port": 80})),
     ],
@@ -94,6 +103,8 @@ def test_words_reach_the_verb(called, words, call):
         "predict ckpt --out x",
         "shard coco --out x",
         "ui --port 0",
+        "verify",
+        "verify val --workers 0",
         "train c.yaml --zzz",
     ],
 )
@@ -156,6 +167,6 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    for verb in ("shard", "train", "evaluate", "predict", "ui"):
+    for verb in ("shard", "verify", "inspect", "train", "evaluate", "predict", "ui"):
         assert f" {verb} " in done.stdout
     assert "heavy: []" in done.stdout
