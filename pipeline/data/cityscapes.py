@@ -10,10 +10,12 @@ directory unusable as a whole is refused with a DataError; a single bad picture 
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ from pipeline.data.source import Dataset, Sample
 from pipeline.data.storage import Storage
 
 PICTURES, GROUND_TRUTH = "leftImg8bit", "gtFine"
+GENERATOR = "generator.json"  # in the root of a generated data set (streets.py): its settings
 HELD_BACK = "test"  # the split whose ground truth the benchmark keeps; the files that lie there are dummies
 _PICTURE = f"_{PICTURES}.png"
 _INSTANCES, _LABELS, _POLYGONS = (
@@ -68,7 +71,7 @@ class CityscapesReader:
             quarantine.add(BadSample("image", entry.sample_id, None, entry.file_name, bad.reason, bad.got))
             return None
         for region in regions(ids) if ids is not None else ():
-            label = int(label_ids(np.uint16(region.id)))
+            label = int(label_ids(np.array(region.id, dtype=np.uint16)))
             if label in CATEGORY_IDS:
                 _append(record, region, label)
             elif label not in LABEL_IDS:
@@ -99,8 +102,8 @@ class CityscapesReader:
             Image.fromarray(np.where(np.isin(labels, list(LABEL_IDS)), labels, np.uint8(0))).save(file, "PNG")
             return file.getvalue()
         data = self._bytes(entry.label_ids)
-        labels = _decode_ids(data, entry.label_ids, 8, *ids.shape)
-        unknown = sorted(set(np.flatnonzero(np.bincount(labels.reshape(-1))).tolist()) - LABEL_IDS)
+        found = _decode_ids(data, entry.label_ids, 8, *ids.shape)
+        unknown = sorted(set(np.flatnonzero(np.bincount(found.reshape(-1))).tolist()) - LABEL_IDS)
         if unknown:
             raise _BadImageError("labelIds has labels that are unknown", f"{entry.label_ids}: {unknown}")
         return data
@@ -164,7 +167,7 @@ def read_cityscapes(
         entries=tuple(entry for _, entry in sorted(entries.items())),
         reader=CityscapesReader(root),
         source={"root": root.name, "split": split} | ({} if cities is None else {"cities": ", ".join(sorted(cities))}),
-        generator=None,
+        generator=_generator(root),
         quarantine=quarantine,
     )
 
@@ -222,6 +225,19 @@ def _nothing_there(root: Storage, split: str) -> str:
         got = f"{PICTURES}/ holds: {', '.join(_first_level(root.child(PICTURES))) or 'nothing'}"[:300]
         return f"{root} has no pictures {expected} ({got}); name a split that is there, or unpack leftImg8bit there"
     return f"{root} has no pictures {expected} ({got}); give the directory that has {PICTURES}/ and {GROUND_TRUTH}/"
+
+
+def _generator(root: Storage) -> dict[str, Any] | None:
+    """The settings of a generated data set, None for real pictures."""
+    if not root.exists(GENERATOR):
+        return None
+    try:
+        settings = json.loads(root.read(GENERATOR))
+    except ValueError as error:
+        raise DataError(f"{root}/{GENERATOR} is not valid JSON ({error}); generate the streets again") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{root}/{GENERATOR} is no JSON object of settings; generate the streets again")
+    return settings
 
 
 def _first_level(directory: Storage) -> list[str]:
