@@ -29,7 +29,7 @@ def trace(mask: Bools) -> Polygon:
     pixels[1:-1, 1:-1] = mask
     flat = pixels.tobytes()
     offsets = [dx + dy * width for dx, dy in _AROUND]
-    start = flat.index(1)
+    start = int(np.flatnonzero(pixels)[0])
     at, heading, first = start, 0, None
     corners: list[int] = []
     while True:

@@ -86,7 +86,8 @@ def lay_out(rng: np.random.Generator, camera: Camera) -> Layout:
 
 def _sky(rng: np.random.Generator, camera: Camera, dim: float) -> Surface:
     height, width = camera.picture
-    high = np.array([rng.uniform(120, 190), rng.uniform(160, 200), rng.uniform(205, 235)]) * dim
+    clear = rng.uniform(0, 1)  # from overcast to blue
+    high = (np.array([196.0, 202, 208]) + clear * (np.array([112.0, 158, 218]) - np.array([196.0, 202, 208]))) * dim
     low = np.array([222.0, 226, 228]) * dim
     bands = []
     bottom = camera.horizon + 0.02 * height
@@ -185,7 +186,7 @@ def _bushes(
 ) -> Surface:
     """A piece of greenery between two houses."""
     z = np.linspace(z0, z1, 14)
-    tops = rng.uniform(2.2, 5.5, 14)
+    tops = np.convolve(rng.uniform(2.0, 6.0, 16), (0.25, 0.5, 0.25), mode="valid")
     points = [(x, float(t), float(d)) for t, d in zip(tops, z, strict=True)]
     outline = camera.quad([(x, 0, z0), *points, (x, 0, z1)])
     return Surface("vegetation", outline, _mix((66, 92, 50), haze, 1 - np.exp(-z0 / 150)), [])

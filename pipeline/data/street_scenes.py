@@ -180,9 +180,11 @@ def _populate(rng: np.random.Generator, camera: Camera, layout: Layout) -> list[
                 ("bicycle", street_figures.bicycle) if rng.random() < 0.6 else ("motorcycle", street_figures.motorcycle)
             )
             stand([(label, make(rng)[0])], x, z, 0.9)
-        if rng.random() < 0.12:
+        if rng.random() < 0.18:
             x, z = edge + side * rng.uniform(1, 3), rng.uniform(12, 40)
             stand([_group(rng)], x, z, 1.6)
+    if rng.random() < 0.15:
+        things.append(_jam(rng, camera))
     for _ in range(rng.integers(0, 3)):
         x = rng.choice([layout.right - 2.9, layout.left + 2.9]) + rng.uniform(-0.4, 0.4)
         stand(_ridden(rng, rng.random() < 0.45, rng.random() < 0.2), x, _far(rng, 7, 35), 0.5)
@@ -221,6 +223,13 @@ def _group(rng: np.random.Generator) -> tuple[str, list[Part]]:
         aside = np.array([x + rng.uniform(-0.1, 0.1), 0])
         parts += [Part(part.points + aside, part.colour) for part in one]
     return ("persongroup" if person else "bicyclegroup"), parts
+
+
+def _jam(rng: np.random.Generator, camera: Camera) -> Thing:
+    """Cars so far away that they are one group."""
+    places = sorted(((z, x) for x in (-3.4, 0.0) for z in np.arange(rng.uniform(92, 100), 125, 7.5)), reverse=True)
+    cars = [_vehicle(camera, street_vehicles.car(rng), x + rng.uniform(-0.4, 0.4), z, np.pi / 2) for z, x in places]
+    return Thing("cargroup", cars[-1].depth, [part for car in cars for part in car.parts], cars[-1].shadow, [])
 
 
 def _furniture(rng: np.random.Generator, camera: Camera, layout: Layout) -> list[Thing]:
@@ -355,7 +364,7 @@ def _paint_layer(rng: np.random.Generator, canvas: Image.Image, layer: _Layer, h
     canvas.paste(painted, (layer.x * _FINE, layer.y * _FINE), layer.fine.getchannel("A"))
 
 
-_ROUGHNESS = {"sky": 0.05, "road": 0.1, "sidewalk": 0.12, "building": 0.09, "vegetation": 0.5, "terrain": 0.3}
+_ROUGHNESS = {"sky": 0.035, "road": 0.1, "sidewalk": 0.12, "building": 0.09, "vegetation": 0.3, "terrain": 0.3}
 
 
 def _texture(rng: np.random.Generator, canvas: Image.Image, annotation: _Annotation) -> None:
