@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from pipeline.data import scenes, street_figures, street_vehicles
 from pipeline.data.cityscapes_labels import LABELS, Canvas, label_ids
-from pipeline.data.outline import Polygon, outlines, whole_pixels
+from pipeline.data.outline import Polygon, fill, outlines, whole_pixels
 from pipeline.data.street_figures import Colour, Part, Points
 from pipeline.data.street_layout import Camera, Layout, Surface, lay_out
 
@@ -63,21 +63,20 @@ def render(rng: np.random.Generator, height_px: int) -> Street:
     layout = lay_out(rng, camera)
     things = [] if rng.random() < EMPTY_SHARE else _populate(rng, camera, layout)
     things += _furniture(rng, camera, layout)
-    layers = _visible(
-        [_draw(rng, thing, height, width) for thing in sorted(things, key=lambda t: -t.depth)], height, width
-    )
+    hood = _hood(rng, height, width)
+    hidden = fill(whole_pixels(hood.outline, height, width), height, width)
+    drawn = [_draw(thing, height, width) for thing in sorted(things, key=lambda thing: -thing.depth)]
+    layers = _visible(drawn, hidden)
     canvas = Image.new("RGB", (width * _FINE, height * _FINE))
     annotation = _Annotation(height, width)
     for surface in layout.surfaces:
         _paint_surface(canvas, surface)
         annotation.add_surface(surface.label, surface.outline)
     _texture(rng, canvas, annotation)
-    haze = layout.haze
     for layer in layers:
         _paint_shadow(canvas, layer.thing.shadow)
-        _paint_layer(rng, canvas, layer, haze)
+        _paint_layer(rng, canvas, layer, layout.haze)
         annotation.add_layer(layer)
-    hood = _hood(rng, height, width)
     _paint_surface(canvas, hood)
     annotation.add_surface(hood.label, hood.outline)
     small = canvas.resize((width, height), Image.Resampling.BOX)
@@ -294,7 +293,7 @@ def _vehicle(camera: Camera, vehicle: street_vehicles.Vehicle, x: float, z: floa
     return Thing(vehicle.label, z, parts, place(np.array([(-l, 0, -s), (l, 0, -s), (l, 0, s), (-l, 0, s)])), plates)
 
 
-def _draw(rng: np.random.Generator, thing: Thing, height: int, width: int) -> _Layer | None:
+def _draw(thing: Thing, height: int, width: int) -> _Layer | None:
     """Draw a thing on a layer of its own; None where nothing of it lies in the picture."""
     points = np.concatenate([part.points for part in thing.parts])
     x0, y0 = (int(v) - 1 for v in np.floor(points.min(axis=0)))
@@ -314,16 +313,16 @@ def _draw(rng: np.random.Generator, thing: Thing, height: int, width: int) -> _L
     return _Layer(thing, x0, y0, fine, mask & inside, [[x + x0, y + y0] for x, y in polygon], inside)
 
 
-def _visible(layers: Sequence[_Layer | None], height: int, width: int) -> list[_Layer]:
-    """Of layers from back to front, those that can be seen well enough."""
-    taken = np.zeros((height, width), dtype=np.bool_)
+def _visible(layers: Sequence[_Layer | None], taken: NDArray[np.bool_]) -> list[_Layer]:
+    """Of layers from back to front, those of which enough can be seen; `taken` [H, W] is what is nearer than all."""
+    taken = taken.copy()
     kept: list[_Layer] = []
     for layer in reversed([layer for layer in layers if layer is not None]):
         h, w = layer.mask.shape
         place = taken[layer.y : layer.y + h, layer.x : layer.x + w]
         shown = int((layer.mask & ~place).sum())
         if shown >= max(MIN_VISIBLE_PX, MIN_VISIBLE_SHARE * layer.mask.sum()):
-            place |= layer.mask
+            place |= layer.inside
             kept.append(layer)
     return kept[::-1]
 
@@ -383,9 +382,9 @@ def _texture(rng: np.random.Generator, canvas: Image.Image, annotation: _Annotat
 def _hood(rng: np.random.Generator, height: int, width: int) -> Surface:
     """The front of the car that carries the camera."""
     x = np.linspace(-1, 1, 25)
-    across, top = (x + 1) / 2 * (width - 1), height * (rng.uniform(0.91, 0.95) + 0.05 * np.abs(x) ** 2.5)
+    across, top = (x + 1) / 2 * (width + 2) - 1, height * (rng.uniform(0.91, 0.95) + 0.05 * np.abs(x) ** 2.5)
     arc, low, lower = (np.column_stack((across, top + share * height)) for share in (0, 0.012, 0.02))
-    outline = np.concatenate((arc, [(width - 1, height - 1), (0, height - 1)]))
+    outline = np.concatenate((arc, [(width + 1, height + 1), (-1, height + 1)]))
     shine = np.concatenate((low, lower[::-1]))
     return Surface("ego vehicle", outline, (30, 32, 36), [Part(shine, (74, 78, 84))])
 
