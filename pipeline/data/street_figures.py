@@ -66,17 +66,8 @@ def person(rng: np.random.Generator) -> list[Part]:
 def bicycle(rng: np.random.Generator, rider: bool = False) -> tuple[list[Part], list[Part]]:
     """A bicycle from the side, wheels open; and who rides it (nothing without `rider`)."""
     paint, facing = _pick(rng, _PAINT), _facing(rng)
-    rear, front, pedals, saddle, head, bar = (
-        (-0.52, 0.34),
-        (0.53, 0.34),
-        (-0.06, 0.28),
-        (-0.2, 0.88),
-        (0.36, 0.86),
-        (
-            0.34,
-            1.02,
-        ),
-    )
+    rear, front, pedals, saddle = (-0.52, 0.34), (0.53, 0.34), (-0.06, 0.28), (-0.2, 0.88)
+    head, bar = (0.36, 0.86), (0.34, 1.02)
     parts = []
     for centre in (rear, front):
         parts += [_disc(*centre, 0.35, 0.35, TYRE), _disc(*centre, 0.27, 0.27, None), _disc(*centre, 0.06, 0.06, METAL)]
@@ -85,11 +76,9 @@ def bicycle(rng: np.random.Generator, rider: bool = False) -> tuple[list[Part], 
     parts += [_limb(a, b, 0.035, 0.035, paint) for a, b in tubes]
     parts += [_limb(head, bar, 0.03, 0.03, METAL), _limb(bar, (0.46, 1.0), 0.035, 0.03, DARK)]
     parts += [_limb((-0.3, 0.93), (-0.1, 0.93), 0.045, 0.035, DARK), _disc(*pedals, 0.1, 0.1, METAL)]
-    riding = (
-        _seated(rng, (-0.2, 0.97), (0.14, 1.46), (0.44, 1.03), [(0.14, 0.72), (0.12, 0.52)], [0.12, 0.34])
-        if rider
-        else []
-    )
+    riding = []
+    if rider:
+        riding = _seated(rng, (-0.2, 0.97), (0.14, 1.46), (0.44, 1.03), [(0.14, 0.72), (0.12, 0.52)], [0.12, 0.34])
     scale = rng.uniform(0.95, 1.05)
     return _scaled(parts, scale, facing), _scaled(riding, scale, facing)
 

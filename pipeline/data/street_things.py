@@ -26,75 +26,90 @@ class Thing(NamedTuple):
 
 def populate(rng: np.random.Generator, camera: Camera, layout: Layout) -> list[Thing]:
     """People and vehicles, each on ground that no other takes."""
-    taken: list[tuple[float, float, float, float]] = []  # x, z, half sizes
-    things: list[Thing] = []
-
-    def free(x: float, z: float, half_x: float, half_z: float) -> bool:
-        if any(abs(x - a) < half_x + c and abs(z - b) < half_z + d for a, b, c, d in taken):
-            return False
-        taken.append((x, z, half_x, half_z))
-        return True
-
-    def drive(x: float, z: float, heading: float, kind: str | None = None) -> None:
-        make = _VEHICLES[kind or str(rng.choice(list(_VEHICLES), p=(0.77, 0.1, 0.1, 0.0, 0.03)))]
-        vehicle = make(rng)
-        along = abs(np.sin(heading)) > 0.5
-        half_x, half_z = (vehicle.width, vehicle.length) if along else (vehicle.length, vehicle.width)
-        if z - half_z / 2 > 5.5 and free(x, z, half_x / 2 + 0.2, half_z / 2 + 0.4):
-            things.append(_vehicle(camera, vehicle, x, z, heading))
-
-    def stand(figures: Sequence[tuple[str, list[Part]]], x: float, z: float, half: float) -> None:
-        if z > 5 and free(x, z, half, 0.5):
-            things.extend(_flat(camera, label, parts, x, z - 0.01 * n) for n, (label, parts) in enumerate(figures))
-
-    up, right = np.pi / 2, 0.0
+    ground = _Ground(rng, camera)
     if layout.crossing is not None:
-        near, far = layout.crossing
-        rails, middle = layout.rails, (near + far) / 2
-        if rails and rng.random() < 0.85:
-            drive(rng.uniform(-10, 10), middle, rng.choice([right, np.pi]), "train")
-        for z, heading in ((middle - 2.2, right), (middle + 2.2, np.pi)):
-            for _ in range(rng.integers(0, 3)):
-                if not rails:
-                    drive(rng.uniform(-0.6, 0.6) * z, z, heading + rng.uniform(-0.04, 0.04))
-        for _ in range(rng.integers(0, 3)):
-            stand(
-                _ridden(rng, rng.random() < 0.4, True), rng.uniform(-0.4, 0.4) * near, near + rng.uniform(0.5, 1.2), 1.0
-            )
-        for _ in range(rng.integers(0, 5)):
-            stand(
-                [("person", street_figures.person(rng))], rng.uniform(-0.4, 0.4) * near, near - rng.uniform(0.4, 2), 0.4
-            )
-    z = rng.uniform(11, 30)
-    while z < 90 and rng.random() < 0.65:
-        drive(rng.uniform(-0.3, 0.3), z, up + rng.uniform(-0.03, 0.03))
-        z += rng.uniform(10, 30)
-    z = rng.uniform(9, 30)
-    while z < 90 and rng.random() < 0.7:
-        drive(-3.4 + rng.uniform(-0.3, 0.3), z, -up + rng.uniform(-0.03, 0.03))
-        z += rng.uniform(10, 30)
+        _fill_crossing(rng, ground, layout.crossing, layout.rails)
+    for x, heading, first, more in ((0.0, _AHEAD, 11, 0.65), (-3.4, -_AHEAD, 9, 0.7)):  # our lane, the oncoming one
+        z = rng.uniform(first, 30)
+        while z < 90 and rng.random() < more:
+            ground.drive(x + rng.uniform(-0.3, 0.3), z, heading + rng.uniform(-0.03, 0.03))
+            z += rng.uniform(10, 30)
     for side, edge in ((-1, layout.left), (1, layout.right)):
-        for z in np.arange(rng.uniform(8, 12), 60, 6.3) if rng.random() < 0.65 else ():
-            if rng.random() < 0.6 and not layout.in_crossing(z, 4):
-                drive(edge - side * 1.1, z, side * up, "car" if rng.random() < 0.85 else None)
-        for _ in range(rng.integers(0, 7)):
-            x, z = edge + side * rng.uniform(0.6, 3.0), _far(rng, 6, 45)
-            stand([("person", street_figures.person(rng))], x, z, 0.35)
-        for _ in range(rng.integers(0, 3)):
-            x, z = edge + side * rng.uniform(0.4, 3.2), _far(rng, 6, 25)
-            label, make = (
-                ("bicycle", street_figures.bicycle) if rng.random() < 0.6 else ("motorcycle", street_figures.motorcycle)
-            )
-            stand([(label, make(rng)[0])], x, z, 0.9)
-        if rng.random() < 0.18:
-            x, z = edge + side * rng.uniform(1, 3), rng.uniform(12, 40)
-            stand([_group(rng)], x, z, 1.6)
+        _fill_kerb(rng, ground, layout, side, edge)
     if rng.random() < 0.15:
-        things.append(_jam(rng, camera))
+        ground.things.append(_jam(rng, camera))
     for _ in range(rng.integers(0, 3)):
         x = rng.choice([layout.right - 2.9, layout.left + 2.9]) + rng.uniform(-0.4, 0.4)
-        stand(_ridden(rng, rng.random() < 0.45, rng.random() < 0.2), x, _far(rng, 7, 35), 0.5)
-    return things
+        ground.stand(_ridden(rng, rng.random() < 0.45, rng.random() < 0.2), x, _far(rng, 7, 35), 0.5)
+    return ground.things
+
+
+_AHEAD, _ACROSS = np.pi / 2, 0.0  # headings: away from the camera, to the right
+
+
+class _Ground:
+    """The ground that is taken, and by what."""
+
+    def __init__(self, rng: np.random.Generator, camera: Camera) -> None:
+        self.rng, self.camera = rng, camera
+        self.things: list[Thing] = []
+        self._taken: list[tuple[float, float, float, float]] = []  # x, z, half sizes
+
+    def drive(self, x: float, z: float, heading: float, kind: str | None = None) -> None:
+        """A vehicle, of any kind but trains, if there is room."""
+        make = _VEHICLES[kind or str(self.rng.choice(list(_VEHICLES), p=(0.77, 0.1, 0.1, 0.0, 0.03)))]
+        vehicle = make(self.rng)
+        half_x, half_z = vehicle.length / 2, vehicle.width / 2
+        if abs(np.sin(heading)) > 0.5:
+            half_x, half_z = half_z, half_x
+        if z - half_z > 5.5 and self._take(x, z, half_x + 0.2, half_z + 0.4):
+            self.things.append(_vehicle(self.camera, vehicle, x, z, heading))
+
+    def stand(self, figures: Sequence[tuple[str, list[Part]]], x: float, z: float, half: float) -> None:
+        """Figures at one place, the later ones in front, if there is room; `half` is half the width, metres."""
+        if z > 5 and self._take(x, z, half, 0.5):
+            for number, (label, parts) in enumerate(figures):
+                self.things.append(_flat(self.camera, label, parts, x, z - 0.01 * number))
+
+    def _take(self, x: float, z: float, half_x: float, half_z: float) -> bool:
+        if any(abs(x - a) < half_x + c and abs(z - b) < half_z + d for a, b, c, d in self._taken):
+            return False
+        self._taken.append((x, z, half_x, half_z))
+        return True
+
+
+def _fill_crossing(rng: np.random.Generator, ground: _Ground, crossing: tuple[float, float], rails: bool) -> None:
+    """A train or vehicles from the side, riders before them, people on the stripes."""
+    near, far = crossing
+    middle = (near + far) / 2
+    if rails and rng.random() < 0.85:
+        ground.drive(rng.uniform(-10, 10), middle, rng.choice([_ACROSS, np.pi]), "train")
+    for z, heading in ((middle - 2.2, _ACROSS), (middle + 2.2, np.pi)):
+        for _ in range(0 if rails else rng.integers(0, 3)):
+            ground.drive(rng.uniform(-0.6, 0.6) * z, z, heading + rng.uniform(-0.04, 0.04))
+    for _ in range(rng.integers(0, 3)):
+        x, z = rng.uniform(-0.4, 0.4) * near, near + rng.uniform(0.5, 1.2)
+        ground.stand(_ridden(rng, rng.random() < 0.4, True), x, z, 1.0)
+    for _ in range(rng.integers(0, 5)):
+        x, z = rng.uniform(-0.4, 0.4) * near, near - rng.uniform(0.4, 2)
+        ground.stand([("person", street_figures.person(rng))], x, z, 0.4)
+
+
+def _fill_kerb(rng: np.random.Generator, ground: _Ground, layout: Layout, side: int, edge: float) -> None:
+    """Parked vehicles on one side of the road, and people, two-wheelers and groups on its pavement."""
+    for z in np.arange(rng.uniform(8, 12), 60, 6.3) if rng.random() < 0.65 else ():
+        if rng.random() < 0.6 and not layout.in_crossing(z, 4):
+            ground.drive(edge - side * 1.1, z, side * _AHEAD, "car" if rng.random() < 0.85 else None)
+    for _ in range(rng.integers(0, 7)):
+        x, z = edge + side * rng.uniform(0.6, 3.0), _far(rng, 6, 45)
+        ground.stand([("person", street_figures.person(rng))], x, z, 0.35)
+    for _ in range(rng.integers(0, 3)):
+        x, z = edge + side * rng.uniform(0.4, 3.2), _far(rng, 6, 25)
+        bicycle = rng.random() < 0.6
+        machine, _ = street_figures.bicycle(rng) if bicycle else street_figures.motorcycle(rng)
+        ground.stand([("bicycle" if bicycle else "motorcycle", machine)], x, z, 0.9)
+    if rng.random() < 0.18:
+        ground.stand([_group(rng)], edge + side * rng.uniform(1, 3), rng.uniform(12, 40), 1.6)
 
 
 _VEHICLES = {
