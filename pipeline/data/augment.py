@@ -125,7 +125,7 @@ def _draw_crop(
     generator: np.random.Generator, geometry: Geometry, share: tuple[float, float], probability: float
 ) -> Geometry:
     """A window with a share of each side, anywhere: detectron2's RandomCrop "relative_range" with an upper end."""
-    chance, *sides, y, x = generator.random(5)
+    chance, *sides, y, x = generator.random(5).tolist()
     if chance >= probability:
         return geometry
     height, width = (
@@ -145,7 +145,7 @@ def _draw_jitter(
     window of it. The window is cut before resizing, in whole pixels of the picture, so a side that is cut is off by
     half a pixel of the picture at most. x and y are drawn apart (detectron2 places both with one number).
     """
-    u, *places = generator.random(3)
+    u, *places = generator.random(3).tolist()
     height, width = geometry.window_height, geometry.window_width
     factor = canvas_px * (scale[0] + u * (scale[1] - scale[0])) / max(height, width)
     starts, windows, sizes = [], [], []

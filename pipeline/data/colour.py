@@ -23,13 +23,13 @@ def draw_colour(
 
     All numbers are drawn whatever the strengths are, so that setting one does not change another.
     """
-    chance, *uniform = generator.random(5)
-    order = generator.permutation(4)
+    chance, *uniform = generator.random(5).tolist()
+    order = generator.permutation(4).tolist()
     if chance >= probability:
         return None
     lows = [*(max(0.0, 1.0 - s) for s in strengths[:3]), -strengths[3]]
     highs = [*(1.0 + s for s in strengths[:3]), strengths[3]]
-    return ColourShift(tuple((int(k), lows[k] + uniform[k] * (highs[k] - lows[k])) for k in order if strengths[k] > 0))
+    return ColourShift(tuple((k, lows[k] + uniform[k] * (highs[k] - lows[k])) for k in order if strengths[k] > 0))
 
 
 def shift_colours(planes: Tensor, shift: ColourShift) -> Tensor:
