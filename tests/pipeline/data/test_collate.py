@@ -72,6 +72,30 @@ def test_the_same_size_keeps_every_pixel() -> None:
     assert np.array_equal(slot.numpy(), image)
 
 
+@pytest.mark.parametrize("size", [(37, 53), (160, 240), (81, 90), (7, 300)])
+def test_pixels_are_those_of_interpolate_also_after_a_larger_picture(size: tuple[int, int]) -> None:
+    for seed, (height, width) in enumerate([(300, 400), (80, 120)]):  # the second finds the first one's scratch
+        image = picture(height, width, seed)
+        slot = torch.zeros(400, 400, 3, dtype=torch.uint8)
+        target = size if seed else (400, 400)
+        resize_into(slot, image, whole_picture(height, width, *target))
+        planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+        expected = F.interpolate(planes, size=target, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+        assert torch.equal(slot[: target[0], : target[1]], expected)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_window_is_cut_before_it_is_resized(flip: bool) -> None:
+    image = picture(80, 120)
+    slot = torch.zeros(64, 64, 3, dtype=torch.uint8)
+    resize_into(slot, image, Geometry(80, 120, 30, 11, 40, 50, 60, 61, flip))
+    cut = Image.fromarray(image[11:51, 30:80]).resize((61, 60), Image.Resampling.BILINEAR)
+    expected = np.asarray(cut).astype(int)[:, :: -1 if flip else 1]
+    assert np.abs(slot[:60, :61].numpy() - expected).max() <= 1
+    resize_into(slot, image, Geometry(80, 120, 30, 11, 40, 50, 40, 50, flip))
+    assert np.array_equal(slot[:40, :50].numpy(), image[11:51, 30:80][:, :: -1 if flip else 1])
+
+
 def test_a_batch_is_zero_padded_to_the_divisor_and_says_its_sizes() -> None:
     records = [record(5, 40, 60), record(6, 60, 40), record(7, 33, 33)]
     geometries = [geometry(records[0], 30, 45), geometry(records[1], 45, 30, True), geometry(records[2], 30, 30)]
