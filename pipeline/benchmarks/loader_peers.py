@@ -33,6 +33,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from model.types import Batch
 from pipeline.config import AugmentConfig
 from pipeline.data.augment import Recipe, draw_recipe
 from pipeline.data.coco import read_coco
@@ -158,7 +159,7 @@ def _read(annotations: Path, images: Path, count: int, shorter_px: int, longest_
     return inputs
 
 
-def load_ours(batch: Sequence[Input]) -> object:
+def load_ours(batch: Sequence[Input]) -> Batch:
     """A padded batch, as training gets it."""
     return collate([Work(one.record, one.recipe) for one in batch], 32, "crop", None, _refuse)
 
