@@ -11,8 +11,8 @@ import numpy as np
 from pipeline.config import AugmentConfig
 from pipeline.data.colour import ColourShift, draw_colour
 
-# The second number of a generator's seed. The plan (order of samples, scales) has 0 and 1.
-_FLIP, _CROP, _JITTER, _COLOUR, _PASTE = 2, 3, 4, 5, 6
+# The second number of a generator's seed; the plan (order, scales, partners) has the other ones below 10.
+_FLIP, _CROP, _JITTER, _COLOUR, _PASTE = 2, 10, 11, 12, 13
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Recipe:
     geometry: Geometry
     canvas: tuple[int, int]  # (height, width), pixels: how large the input may become when something is pasted into it
     colour: ColourShift | None
-    paste_seed: tuple[int, ...] | None  # draws the instances that a partner gives; None: nothing is pasted
+    paste_seed: tuple[int, ...] | None  # draws the instances that a partner gives, where it has one; None: never
 
 
 def whole_picture(height: int, width: int, new_height: int, new_width: int, flip: bool = False) -> Geometry:
@@ -85,7 +85,7 @@ def draw_recipe(
     epoch: int,
     sample_id: int,
 ) -> Recipe:
-    """The recipe of a sample in an epoch.
+    """The recipe of a sample in an epoch. Whether something is pasted into it, and from where, is the plan's to draw.
 
     Args:
         height: of the picture, pixels.
@@ -95,7 +95,7 @@ def draw_recipe(
         longest_px: the longer side at most (`resize: shortest`).
         options: what may happen, and how often.
         seed: of the run.
-        epoch: of the sample.
+        epoch: of the sample; where one comes several times an epoch, the number of its visit.
         sample_id: any 64-bit integer.
     """
 
@@ -115,10 +115,7 @@ def draw_recipe(
     strengths = (options.brightness, options.contrast, options.saturation, options.hue)
     if any(strengths):
         colour = draw_colour(generator(_COLOUR), strengths, options.colour_probability)
-    paste_seed = None
-    if options.copy_paste_probability and generator(_PASTE).random() < options.copy_paste_probability:
-        paste_seed = (seed, _PASTE, epoch, sample_id % 2**63, 1)
-    return Recipe(geometry, canvas, colour, paste_seed)
+    return Recipe(geometry, canvas, colour, (seed, _PASTE, epoch, sample_id % 2**63))
 
 
 def _draw_crop(

@@ -35,7 +35,7 @@ class Work(NamedTuple):
 
     record: Record
     recipe: Recipe
-    partner: Record | None = None  # gives instances when recipe.paste_seed is set
+    partner: Record | None = None  # some of its instances are pasted into the sample
     partner_recipe: Recipe | None = None  # drawn for the same size
 
 
@@ -151,9 +151,9 @@ class Collator:
 
 def _partner(one: Work) -> tuple[Record, Recipe] | None:
     """The partner of a sample and its recipe, cut to the sample's canvas; None: nothing is pasted."""
-    if one.recipe.paste_seed is None or one.partner is None:
+    if one.partner is None:
         return None
-    assert one.partner_recipe is not None, "a partner needs a recipe"
+    assert one.partner_recipe is not None and one.recipe.paste_seed is not None, "pasting needs two drawn recipes"
     cut = cut_to(one.partner_recipe.geometry, one.recipe.canvas)
     return one.partner, replace(one.partner_recipe, geometry=cut)
 

@@ -52,7 +52,7 @@ def paste(
     covered = np.zeros(size, np.bool_)
     pasted = []
     for slot in chosen:
-        mask = input_mask(partner[0], partner[2].source[slot], partner[1], "nearest-exact")
+        mask = input_mask(partner[0], partner[2].source[slot], partner[1])
         if mask.any():
             covered[: mask.shape[0], : mask.shape[1]] |= mask.astype(np.bool_)
             pasted.append(slot)
@@ -76,7 +76,7 @@ def _hide(
     for slot, i in enumerate(truth.source):
         x0, y0, x1, y1 = (int(v) for v in (*np.floor(boxes[slot, :2]), *np.ceil(boxes[slot, 2:])))
         if own[max(0, y0 - 1) : y1 + 1, max(0, x0 - 1) : x1 + 1].any():  # a mask may stick out of its box by a pixel
-            mask = input_mask(record, i, geometry, "nearest-exact").astype(np.bool_)
+            mask = input_mask(record, i, geometry).astype(np.bool_)
             if (mask & own).any():
                 seen = mask & ~own
                 box = _within(tight_box(seen), boxes[slot])

@@ -71,25 +71,34 @@ def move(record: Record, geometry: Geometry, target: MaskTarget, flip_order: Seq
     else:
         masks = np.zeros((len(keep), geometry.new_height, geometry.new_width), np.uint8)
         for slot, i in enumerate(keep):
-            masks[slot] = input_mask(record, i, geometry, "nearest")  # as torchvision
+            masks[slot] = _torchvision_mask(record, i, geometry)
     classes = np.array([record["classes"][i] for i in keep], np.int64)
     keypoints = None if flip_order is None else _move_keypoints(record, keep, geometry, flip_order)
     return GroundTruth(keep, own, classes, masks, keypoints)
 
 
-def input_mask(record: Record, i: int, geometry: Geometry, mode: str) -> NDArray[np.uint8]:
-    """Instance i's mask at the input's resolution: uint8 [new_height, new_width] in 0/1.
+def input_mask(record: Record, i: int, geometry: Geometry) -> NDArray[np.uint8]:
+    """Instance i's mask at the resolution of the input, read at pixel centres: uint8 [new_height, new_width] in 0/1."""
+    mask = _window(record, i, geometry)
+    if mask.shape != (geometry.new_height, geometry.new_width):
+        rows = (2 * np.arange(geometry.new_height) + 1) * geometry.window_height // (2 * geometry.new_height)
+        columns = (2 * np.arange(geometry.new_width) + 1) * geometry.window_width // (2 * geometry.new_width)
+        mask = mask[rows[:, None], columns]
+    return mask[:, ::-1] if geometry.flip else mask
 
-    `mode` is torch's: "nearest-exact" reads the mask at the pixels' centres, "nearest" is torchvision's rule.
-    """
+
+def _torchvision_mask(record: Record, i: int, geometry: Geometry) -> NDArray[np.uint8]:
+    """The same by torchvision's rule: mode "nearest", which reads the upper left of each pixel."""
+    pixels = torch.from_numpy(np.ascontiguousarray(_window(record, i, geometry)))
+    size = (geometry.new_height, geometry.new_width)
+    mask: NDArray[np.uint8] = F.interpolate(pixels[None, None], size=size, mode="nearest")[0, 0].numpy()
+    return mask[:, ::-1] if geometry.flip else mask
+
+
+def _window(record: Record, i: int, geometry: Geometry) -> NDArray[np.uint8]:
     right, bottom = geometry.left + geometry.window_width, geometry.top + geometry.window_height
     runs = rle.parse_counts(record["rles"][i])
-    mask = rle.window(runs, record["height"], geometry.left, geometry.top, right, bottom)
-    size = (geometry.new_height, geometry.new_width)
-    if mask.shape != size:
-        pixels = torch.from_numpy(np.ascontiguousarray(mask))
-        mask = F.interpolate(pixels[None, None], size=size, mode=mode)[0, 0].numpy()
-    return mask[:, ::-1] if geometry.flip else mask
+    return rle.window(runs, record["height"], geometry.left, geometry.top, right, bottom)
 
 
 def _see(record: Record, i: int, clipped: Sequence[float]) -> tuple[list[float], bytes] | None:

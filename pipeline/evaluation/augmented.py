@@ -9,7 +9,7 @@ import numpy as np
 from model.ops.masks import paste_crops
 from model.types import Batch
 from pipeline.config import AugmentConfig
-from pipeline.data.augment import draw_recipe
+from pipeline.data.augment import Recipe, draw_recipe
 from pipeline.data.collate import Work, collate
 from pipeline.data.images import ImageError, decode
 from pipeline.data.records import Record
@@ -37,16 +37,22 @@ _EACH_KIND = {
 
 def each_kind(record: Record, partner: Record, size_px: int, seed: int = 0) -> list[tuple[str, Work]]:
     """(title, work) for each augmentation alone, and all together; `partner` gives instances to copy-paste."""
-    return [(title, draw_work(record, partner, size_px, options, seed, 0)) for title, options in _EACH_KIND.items()]
+    return [
+        (title, draw_work(record, partner if options.copy_paste_probability else None, size_px, options, seed, 0))
+        for title, options in _EACH_KIND.items()
+    ]
 
 
-def draw_work(record: Record, partner: Record, size_px: int, options: AugmentConfig, seed: int, epoch: int) -> Work:
-    """What training does to a sample with a partner in an epoch, its longer side at most twice `size_px`."""
-    own, other = (
-        draw_recipe(r["height"], r["width"], size_px, 2 * size_px, options, seed, epoch, r["sample_id"])
-        for r in (record, partner)
-    )
-    return Work(record, own, partner, other)
+def draw_work(
+    record: Record, partner: Record | None, size_px: int, options: AugmentConfig, seed: int, epoch: int
+) -> Work:
+    """What training does to a sample, perhaps with a partner, in an epoch; its longer side is at most 2 `size_px`."""
+
+    def draw(one: Record) -> Recipe:
+        size = one["height"], one["width"]
+        return draw_recipe(*size, size_px, 2 * size_px, options, seed, epoch, one["sample_id"])
+
+    return Work(record, draw(record), partner, None if partner is None else draw(partner))
 
 
 def draw_inputs(

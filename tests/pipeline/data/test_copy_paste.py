@@ -19,7 +19,7 @@ from pipeline.data.copy_paste import choose, paste
 from pipeline.data.ground_truth import move
 from pipeline.data.records import Record
 
-LSJ = AugmentConfig(resize="jitter", copy_paste_probability=1.0)
+LSJ = AugmentConfig(resize="jitter")
 
 
 def decoded(own: Record) -> list[np.ndarray]:
@@ -134,7 +134,7 @@ def test_pixels_come_from_the_partner_where_it_covers_and_else_from_the_base(see
     )
     first, second = drawn(base, 64), drawn(partner, 64)
     got = batch_of(Work(base, first, partner, second), target=target)
-    alone, other = batch_of(Work(base, replace(first, paste_seed=None))), batch_of(Work(partner, second))
+    alone, other = batch_of(Work(base, first)), batch_of(Work(partner, second))
     height, width = got.sizes[0].tolist()
     assert first.paste_seed is not None
     truth = move(partner, second.geometry, "crop", None)
@@ -157,7 +157,7 @@ def test_pixels_come_from_the_partner_where_it_covers_and_else_from_the_base(see
 
 def test_without_a_canvas_the_partner_is_cut_to_the_base() -> None:
     base, partner = record(1, 40, 60), record(2, 60, 40, [np.ones((60, 40), np.uint8)])
-    options = AugmentConfig(copy_paste_probability=1.0, flip_probability=0.0)
+    options = AugmentConfig(flip_probability=0.0)
     first = replace(drawn(base, 32, options), paste_seed=(2,))  # chooses the first of one
     got = batch_of(Work(base, first, partner, drawn(partner, 32, options)))
     assert got.sizes.tolist() == [[32, 48]]
@@ -203,7 +203,7 @@ def test_a_partner_that_does_not_decode_gives_nothing_and_is_told() -> None:
     told: list[int] = []
     first, second = drawn(base, 64), drawn(partner, 64)
     got = collate([Work(base, first, partner, second)], 32, "crop", None, lambda i, _: told.append(i))
-    alone = batch_of(Work(base, replace(first, paste_seed=None)))
+    alone = batch_of(Work(base, first))
     assert told == [2] and got.sizes.tolist() == alone.sizes.tolist()
     height, width = alone.images.shape[1:3]
     assert torch.equal(got.images[:, :height, :width], alone.images)

@@ -31,7 +31,7 @@ def records(shapes: Path) -> list[Record]:
 def test_instances_of_a_plain_input_are_the_records(records: list[Record]) -> None:
     own = records[0]
     options = AugmentConfig(flip_probability=0.0)
-    work = draw_work(own, records[1], min(own["height"], own["width"]), options, 0, 0)
+    work = draw_work(own, None, min(own["height"], own["width"]), options, 0, 0)
     found = from_batch(collate([work], 32, "crop", KEYPOINTS.flip, lambda *_: None), 0)
     kept = [i for i, crowd in enumerate(own["crowd"]) if not crowd]
     np.testing.assert_allclose(found.boxes, np.array(own["boxes"])[kept], atol=1e-4)
@@ -55,11 +55,11 @@ def test_each_kind_is_drawn_beside_the_picture(records: list[Record], tmp_path: 
     assert titles == sorted(set(titles), key=titles.index) and len(titles) >= 7
     recipes = {title: work.recipe for title, work in inputs}
     assert recipes["flip"].geometry.flip and not recipes["resize"].geometry.flip
-    assert recipes["colour"].colour is not None and recipes["copy-paste"].paste_seed is not None
+    assert recipes["colour"].colour is not None and [t for t, work in inputs if work.partner] == ["copy-paste", "all"]
 
 
 def test_a_picture_that_does_not_decode_is_told(records: list[Record], tmp_path: Path) -> None:
     broken: Record = {**records[1], "image": b"nothing"}
-    work = draw_work(records[0], broken, 96, AugmentConfig(copy_paste_probability=1.0), 0, 0)
+    work = draw_work(records[0], broken, 96, AugmentConfig(), 0, 0)
     with pytest.raises(ImageError, match=f"image {broken['sample_id']} cannot be decoded"):
         draw_inputs(records[0], [("copy-paste", work)], ["a"] * 99, tmp_path / "x.png", None)
