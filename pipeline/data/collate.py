@@ -207,9 +207,21 @@ def _make(slot: Tensor, one: Work, targets: MaskTarget | None, keypoints: Sequen
         size,
         targets,
     )
-    mask = torch.from_numpy(covered)
-    slot[: size[0], : size[1]][mask] = laid[mask]
+    _lay(slot.numpy(), laid.numpy(), covered)
     return _Made(size, truth, [])
+
+
+def _lay(below: np.ndarray, above: np.ndarray, where: np.ndarray) -> None:
+    """Copy the pixels of `above` [h, w, 3] that `where` [h, w] has set into the corner of `below` [H, W, 3]."""
+    height, width = where.shape
+    stride = width + 1  # a column that is not set ends the runs of each row
+    flat = np.zeros(height * stride + 1, np.bool_)
+    flat[1:].reshape(height, stride)[:, :width] = where
+    changes = np.flatnonzero(flat[1:] != flat[:-1]).tolist()
+    for start, end in zip(changes[::2], changes[1::2], strict=True):
+        row, column = divmod(start, stride)
+        end -= row * stride
+        below[row, column:end] = above[row, column:end]
 
 
 def _assemble(

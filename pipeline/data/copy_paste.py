@@ -49,7 +49,7 @@ def paste(
     Returns:
         Which pixels are the partner's, bool [height, width], and the instances of both: the base's first.
     """
-    covered = np.zeros(size, np.bool_)
+    covered = np.zeros(size, np.bool_, order="F")  # as masks are
     pasted = []
     for slot in chosen:
         mask = input_mask(partner[0], partner[2].source[slot], partner[1])
@@ -57,7 +57,7 @@ def paste(
             covered[: mask.shape[0], : mask.shape[1]] |= mask.astype(np.bool_)
             pasted.append(slot)
     left = _hide(*base, covered, size, target)
-    return covered, _join(left, _take(partner[2], pasted), size, target)
+    return np.ascontiguousarray(covered), _join(left, _take(partner[2], pasted), size, target)
 
 
 def _hide(

@@ -83,7 +83,7 @@ def input_mask(record: Record, i: int, geometry: Geometry) -> NDArray[np.uint8]:
     if mask.shape != (geometry.new_height, geometry.new_width):
         rows = (2 * np.arange(geometry.new_height) + 1) * geometry.window_height // (2 * geometry.new_height)
         columns = (2 * np.arange(geometry.new_width) + 1) * geometry.window_width // (2 * geometry.new_width)
-        mask = mask[rows[:, None], columns]
+        mask = mask.T.take(rows, axis=1)[columns].T  # columns stay contiguous
     return mask[:, ::-1] if geometry.flip else mask
 
 
