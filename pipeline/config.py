@@ -8,6 +8,43 @@ from model.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Limit, ModelConfi
 
 Precision = Literal["bf16", "float32"]
 Engine = Literal["hotcoco", "pycocotools"]
+Resize = Literal["shortest", "jitter"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig(Section):
+    """What happens to a picture before it trains. Drawn from (seed, epoch, sample) alone, each kind on its own."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "flip_probability": SHARE,
+        "jitter_scale": POSITIVE,
+        "crop_probability": SHARE,
+        "crop_share": Limit(0, 1, above=True),
+        "colour_probability": SHARE,
+        "brightness": NOT_NEGATIVE,
+        "contrast": NOT_NEGATIVE,
+        "saturation": NOT_NEGATIVE,
+        "hue": Limit(0, 0.5),
+        "copy_paste_probability": SHARE,
+    }
+
+    flip_probability: float = 0.5
+    resize: Resize = "shortest"  # or large-scale jitter on a square canvas of the batch's size (Ghiasi et al. 2021)
+    jitter_scale: tuple[float, float] = (0.1, 2.0)  # times the canvas
+    crop_share: tuple[float, float] | None = None  # of each side, before resizing; null: no crop
+    crop_probability: float = 1.0
+    brightness: float = 0.0  # strengths as torchvision's ColorJitter
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    colour_probability: float = 1.0
+    copy_paste_probability: float = 0.0
+
+    def conflicts(self) -> Iterator[str]:
+        """Ranges go up."""
+        for name, pair in (("jitter_scale", self.jitter_scale), ("crop_share", self.crop_share)):
+            if pair is not None and pair[0] > pair[1]:
+                yield f"{name} must be [least, most], got {list(pair)}; swap them"
 
 
 @dataclass(frozen=True)
@@ -24,7 +61,6 @@ class DataConfig(Section):
         "task_rows": COUNT,
         "window_groups": COUNT,
         "aspect_buckets": COUNT,
-        "flip_probability": SHARE,
     }
 
     train: str | None = None  # directory of shards
@@ -33,7 +69,7 @@ class DataConfig(Section):
     train_max_size_px: int = 1333  # longer side at most
     test_size_px: int = 800
     test_max_size_px: int = 1333
-    flip_probability: float = 0.5
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     drop_empty: bool = True  # images without a trainable object are left out of training (and counted)
     decode_threads: int | None = None  # a worker; null: one a CPU of the worker
     prefetch_batches: int = 4  # decoded batches kept ready a worker

@@ -13,8 +13,8 @@ from model.config import MaskTarget
 from model.types import Batch
 from pipeline.benchmarks.torchvision_peer import build_peer, peer_losses, peer_results
 from pipeline.config import RunConfig
-from pipeline.data.augment import Geometry, draw_geometry, resized
-from pipeline.data.collate import Collator, Work
+from pipeline.data.augment import draw_recipe, plain_recipe
+from pipeline.data.collate import Collator, Work, collate
 from pipeline.data.images import decode
 from pipeline.data.plan import Plan
 from pipeline.data.records import Record
@@ -52,31 +52,28 @@ def planned_batches(config: RunConfig, seed: int, targets: MaskTarget) -> Iterat
     data, train = config.data, config.train
     plan = Plan(index, seed, train.batch_images, data.train_sizes_px, data.window_groups, data.aspect_buckets)
 
-    def work() -> Iterator[Work]:
+    def work() -> Iterator[list[Work]]:
         for step in range(train.steps):
             batch = plan.batch(step)
             records = read_in_order(shards, index.take(batch.rows).to_pylist())
-            yield (
-                records,
-                [
-                    draw_geometry(
+            yield [
+                Work(
+                    r,
+                    draw_recipe(
                         r["height"],
                         r["width"],
                         batch.size_px,
                         data.train_max_size_px,
-                        data.flip_probability,
+                        data.augment,
                         seed,
                         int(epoch),
                         r["sample_id"],
-                    )
-                    for r, epoch in zip(records, batch.epochs, strict=True)
-                ],
-            )
+                    ),
+                )
+                for r, epoch in zip(records, batch.epochs, strict=True)
+            ]
 
-    def refuse(sample_id: int, reason: str) -> None:
-        raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")
-
-    return Collator(1, 2, config.model.input.divisor, targets, refuse)(work())
+    return Collator(1, 2, config.model.input.divisor, targets, _refuse)(work())
 
 
 def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[[int], None]) -> Score:
@@ -123,15 +120,9 @@ def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[
 
 def _plain(config: RunConfig, records: list[Record]) -> Batch:
     data = config.data
-    geometries = [
-        Geometry(
-            r["height"], r["width"], *resized(r["height"], r["width"], data.test_size_px, data.test_max_size_px), False
-        )
-        for r in records
-    ]
+    work = [Work(r, plain_recipe(r["height"], r["width"], data.test_size_px, data.test_max_size_px)) for r in records]
+    return collate(work, config.model.input.divisor, None, None, _refuse)
 
-    def refuse(sample_id: int, reason: str) -> None:
-        raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")
 
-    (batch,) = Collator(1, 0, config.model.input.divisor, None, refuse)([(records, geometries)])
-    return batch
+def _refuse(sample_id: int, reason: str) -> None:
+    raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")

@@ -127,6 +127,11 @@ def crop(runs: NDArray[np.int64], height: int, width: int, box: Sequence[float])
     return np.packbits(np.greater_equal(covered, least)).tobytes()
 
 
+def window(runs: NDArray[np.int64], height: int, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
+    """The part of a mask inside whole pixels x0..x1, y0..y1: uint8 [y1 - y0, x1 - x0] in 0/1, columns contiguous."""
+    return _columns(runs, height, x0, x1)[:, y0:y1].T
+
+
 def unpack_crops(crops: Sequence[bytes]) -> NDArray[np.uint8]:
     """Crops as uint8 [N, 112, 112] in 0/1."""
     bits = np.unpackbits(np.frombuffer(b"".join(crops), dtype=np.uint8))

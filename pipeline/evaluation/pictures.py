@@ -66,6 +66,28 @@ def draw_sample(
     _save(_panel(image, ground_truth, class_names, skeleton), path)
 
 
+def draw_panels(
+    panels: Sequence[tuple[str, Pixels, Instances]],
+    class_names: Sequence[str],
+    path: Path,
+    skeleton: Sequence[tuple[int, int]] = (),
+    columns: int = 3,
+) -> None:
+    """Several pictures with their instances, each below its title, in rows; else as `draw_sample`."""
+    drawn = [_titled(_panel(image, truth, class_names, skeleton), title) for title, image, truth in panels]
+    rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
+    width = max(sum(panel.width + _GAP_PX for panel in row) - _GAP_PX for row in rows)
+    sheet = Image.new("RGB", (width, sum(max(p.height for p in row) + _GAP_PX for row in rows) - _GAP_PX), "white")
+    top = 0
+    for row in rows:
+        left = 0
+        for panel in row:
+            sheet.paste(panel, (left, top))
+            left += panel.width + _GAP_PX
+        top += max(panel.height for panel in row) + _GAP_PX
+    _save(sheet, path)
+
+
 def gallery(paths: Sequence[Path], path: Path, columns: int = 2, width_px: int = 1600) -> None:
     """A contact sheet of pictures, row by row, `width_px` wide."""
     cell = (width_px - (columns - 1) * _GAP_PX) // columns

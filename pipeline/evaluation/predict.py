@@ -15,8 +15,8 @@ from model.config import MaskConfig
 from model.mask_rcnn import MaskRCNN
 from model.types import Detections
 from pipeline.config import RunConfig
-from pipeline.data.augment import Geometry, resized
-from pipeline.data.collate import Collator
+from pipeline.data.augment import plain_recipe
+from pipeline.data.collate import Collator, Work
 from pipeline.data.records import Record
 from pipeline.data.shards import load_index, to_records
 from pipeline.data.stream import rows_dataset
@@ -49,17 +49,11 @@ class Predictor:
         """Detections of a few images, in their own pixels; what cannot be decoded is in `errors` by sample id."""
         self.errors = {}
         data = self.config.data
-        geometries = [
-            Geometry(
-                r["height"],
-                r["width"],
-                *resized(r["height"], r["width"], data.test_size_px, data.test_max_size_px),
-                False,
-            )
-            for r in records
+        work = [
+            Work(r, plain_recipe(r["height"], r["width"], data.test_size_px, data.test_max_size_px)) for r in records
         ]
         collate = Collator(self.threads, 0, self.config.model.input.divisor, None, self.errors.__setitem__)
-        (batch,) = collate([(records, geometries)])
+        (batch,) = collate([work])
         bf16 = self.config.train.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return self.model.predict(batch.to(self.device))

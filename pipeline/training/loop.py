@@ -28,7 +28,7 @@ from model.mask_rcnn import MaskRCNN
 from model.types import Batch
 from pipeline.config import RunConfig
 from pipeline.configure import from_yaml_text
-from pipeline.data.augment import draw_geometry
+from pipeline.data.augment import draw_recipe
 from pipeline.data.collate import Collator, Work
 from pipeline.data.plan import Plan
 from pipeline.data.shards import load_index
@@ -104,23 +104,25 @@ def _batches(config: RunConfig, job: Job, start: int, rank: int, world: int) -> 
     plan = Plan(index, train.seed, train.batch_images, data.train_sizes_px, data.window_groups, data.aspect_buckets)
     shares = (plan.batch(step).share(rank, world) for step in range(start, train.steps))
 
-    def work() -> Iterator[Work]:
+    def work() -> Iterator[list[Work]]:
         streamed = stream_records(shares, index, Path(data.train or ""), data.task_rows, data.prefetch_batches)
         for batch, records in streamed:
-            geometries = [
-                draw_geometry(
-                    record["height"],
-                    record["width"],
-                    batch.size_px,
-                    data.train_max_size_px,
-                    data.flip_probability,
-                    train.seed,
-                    int(epoch),
-                    record["sample_id"],
+            yield [
+                Work(
+                    record,
+                    draw_recipe(
+                        record["height"],
+                        record["width"],
+                        batch.size_px,
+                        data.train_max_size_px,
+                        data.augment,
+                        train.seed,
+                        int(epoch),
+                        record["sample_id"],
+                    ),
                 )
                 for record, epoch in zip(records, batch.epochs, strict=True)
             ]
-            yield records, geometries
 
     def report_bad(sample_id: int, reason: str) -> None:
         job.events.put({"kind": "bad_sample", "sample_id": sample_id, "reason": reason})

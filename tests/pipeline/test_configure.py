@@ -288,7 +288,9 @@ def test_ranges_hold_without_yaml_too():
 def test_all_problems_come_together_with_where_they_are(tmp_path):
     write(tmp_path / "base.yaml", "optim:\n  lr: fast\n  zzz: 3\n")
     path = write(tmp_path / "run.yaml", "base: base.yaml\n\ntrain:\n  steps: 0\n  step: 7\ntrain.seed: 1\n")
-    lines = message("model.trunk.depth=r50", "model.box.hidden=0", "data.flip_probability=.nan", path=path).splitlines()
+    lines = message(
+        "model.trunk.depth=r50", "model.box.hidden=0", "data.augment.flip_probability=.nan", path=path
+    ).splitlines()
     assert lines[0] == "8 problems in the configuration:"
     told = "\n".join(lines)
     for said in (
@@ -300,7 +302,7 @@ def test_all_problems_come_together_with_where_they_are(tmp_path):
         f"train.seed is not a key; in a file, write one level a line, indented, instead of dots ({path}:6)",
         "model.trunk.depth must be one of",
         "model.box.hidden must be at least 1, got 0 (override model.box.hidden=0)",
-        "data.flip_probability must be finite",
+        "data.augment.flip_probability must be finite",
     ):
         assert said in told
 

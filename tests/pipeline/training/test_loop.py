@@ -12,8 +12,8 @@ from model.mask_rcnn import MaskRCNN
 from model.types import Batch
 from pipeline.config import OptimConfig, RunConfig
 from pipeline.configure import to_yaml
-from pipeline.data.augment import Geometry
-from pipeline.data.collate import Collator
+from pipeline.data.augment import plain_recipe
+from pipeline.data.collate import Work, collate
 from pipeline.data.shards import load_index, read_rows, shard_name
 from pipeline.training.loop import Job, _Loop
 from pipeline.training.optim import make_sgd, peak_lr
@@ -29,9 +29,8 @@ class Events(list[dict[str, Any]]):
 def batch(shapes: Path) -> Batch:
     index = load_index(shapes / "train").slice(0, 2).to_pylist()
     records = [read_rows(shapes / "train" / shard_name(r["shard"]), r["row_group"], [r["row"]])[0] for r in index]
-    geometries = [Geometry(r["height"], r["width"], r["height"], r["width"], False) for r in records]
-    (made,) = Collator(1, 0, 32, "crop", lambda *_: None)([(records, geometries)])
-    return made
+    work = [Work(r, plain_recipe(r["height"], r["width"], min(r["height"], r["width"]), 999)) for r in records]
+    return collate(work, 32, "crop", None, lambda *_: None)
 
 
 def make_loop(model: MaskRCNN | None = None, rank: int = 0, **changes: Any) -> tuple[_Loop, Events]:
