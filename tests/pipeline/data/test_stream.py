@@ -28,7 +28,7 @@ def index(train: Path) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def plan(index: pa.Table) -> Plan:
-    return Plan(index, seed=1, batch_images=BATCH, sizes_px=(64, 96), window_groups=4, aspect_buckets=2)
+    return Plan(index, seed=1, batch_images=BATCH, sizes_px=(64, 96), longest_px=200, window_groups=4, aspect_buckets=2)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_rows_are_read_in_the_order_asked_for_also_twice(
     rows = np.random.default_rng(0).integers(0, 24, 60)  # across shards and groups, many of them again
     keys = index.take(rows)
     task = pa.table({key: [keys[key].to_pylist()] for key in ("shard", "row_group", "row")})
-    found = to_records(stream.read_rows(task, str(train)))
+    found = to_records(stream.read_rows(task, [str(train)]))
     ids = index["sample_id"].to_numpy()[rows].tolist()
     assert found == [everything[sample_id] for sample_id in ids]
 
@@ -126,7 +126,7 @@ def test_a_filtered_index_counts_its_own_rows(
 ) -> None:
     kept = index.filter(pa.compute.greater(index["instances"], 3))
     assert 4 < kept.num_rows < 24
-    plan = Plan(kept, 0, 4, (64,), 4, 2)
+    plan = Plan(kept, seed=0, batch_images=4, sizes_px=(64,), longest_px=200, window_groups=4, aspect_buckets=2)
     shares = [plan.batch(step) for step in range(6)]
     for batch, records in stream_records(iter(shares), kept, train, 64, 2):
         assert records == expected(batch, kept, everything)

@@ -142,7 +142,7 @@ def test_weights_to_start_from_may_be_gone_when_a_run_continues(config: RunConfi
         (lambda c: replace(c, train=replace(c.train, batch_images=8)), r"train\.batch_images: 4 before, 8 now"),
         (lambda c: replace(c, train=replace(c.train, seed=4)), r"train\.seed: 3 before, 4 now"),
         (lambda c: replace(c, data=replace(c.data, drop_empty=False)), r"data\.drop_empty: True before, False now"),
-        (lambda c: replace(c, data=replace(c.data, window_groups=9)), r"data\.window_groups: 256 before, 9 now"),
+        (lambda c: replace(c, data=replace(c.data, window_groups=9)), r"data\.window_groups: 512 before, 9 now"),
         (lambda c: replace(c, data=replace(c.data, aspect_buckets=1)), r"data\.aspect_buckets: 2 before, 1 now"),
         (lambda c: replace(c, model=replace(c.model, roi=replace(c.model.roi, aligned=False))), "model"),
         (lambda c: replace(c, model=replace(c.model, mask=None)), "model"),
