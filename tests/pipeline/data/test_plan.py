@@ -150,7 +150,7 @@ def test_batches_are_of_one_aspect_but_for_the_ends_of_epochs(plan: Plan) -> Non
         whole = [batch for batch in batches if (batch.epochs == epoch).all()]
         mixed = [len(np.unique(plan.bucket[batch.rows])) > 1 for batch in whole]
         # At most batch - 1 samples of each bucket are left over: fewer batches than there are buckets.
-        assert not any(mixed[: len(mixed) - (buckets - 1)])
+        assert not any(mixed[: max(0, len(mixed) - (buckets - 1))])
 
 
 def test_buckets_split_landscape_from_portrait_and_take_extreme_aspects() -> None:
