@@ -181,3 +181,17 @@ def test_each_step_is_in_the_ledger_also_one_that_changed_nothing(
     assert [line.skipped for line in lines.values()] == [False, True, False]
     assert all(line.samples == tuple(batch.sample_ids.tolist()) for line in lines.values())
     assert saved == [3]
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_features_that_are_not_finite_skip_the_step_too(batch: Batch, value: float, sampling_ratio: int) -> None:
+    config = tiny_config()
+    torch.manual_seed(0)
+    model = build_model(replace(config, roi=replace(config.roi, sampling_ratio=sampling_ratio)))
+    loop, events = make_loop(model)
+    with torch.no_grad():
+        model.trunk.body.conv1.weight[0, 0, 0, 0] = value
+        model.rpn.conv.weight[0, 0, 0, 0] = value
+    assert loop.step(0, batch) is None
+    assert [event["kind"] for event in events] == ["bad_step"]
