@@ -18,7 +18,7 @@ Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 
 BITS = 20  # rates are multiples of 2^-BITS
-HIGHEST_RATE = 2.0**12  # with it and 2^31 epochs the sums of one sample fit 63 bits
+HIGHEST_RATE = 2.0**16  # with it and 2^26 epochs, epoch x rate fits 63 bits
 _KEPT = 64  # cumulative lengths remembered
 
 

@@ -185,12 +185,14 @@ def fit(run: Run, layout: Layout, mlflow_run_id: str | None, on_event: Callable[
             refusals.append(event)
         on_event(event)
 
-    listener = _Listener(events, receive)
     main = threading.current_thread() is threading.main_thread()
+    listener = _Listener(events, receive, interrupts=main)
     on_interrupt = signal.getsignal(signal.SIGINT)  # Ray Train sets its own and leaves it there
     listener.start()
     try:
         result = trainer.fit()
+    except SystemExit as error:  # what Ray Train makes of ctrl-c, with exit code 0
+        raise KeyboardInterrupt from error
     finally:
         try:
             listener.finish()
@@ -210,11 +212,12 @@ class _Listener(threading.Thread):
     """Hands events on, in their order, while the main thread waits for Ray Train.
 
     Where that raises, it stops the run as ctrl-c does, the one way into a waiting `fit`, and finish() raises the error.
+    A `fit` that waits in another thread than the main one cannot be interrupted: the error comes when it has ended.
     """
 
-    def __init__(self, events: Queue, on_event: Callable[[Event], None]) -> None:
+    def __init__(self, events: Queue, on_event: Callable[[Event], None], interrupts: bool) -> None:
         super().__init__(name="events", daemon=True)
-        self._events, self._on_event = events, on_event
+        self._events, self._on_event, self._interrupts = events, on_event, interrupts
         self._ending = threading.Event()
         self._error: BaseException | None = None
 
@@ -231,12 +234,14 @@ class _Listener(threading.Thread):
                 time.sleep(0.2)
         except BaseException as error:  # raised again by finish(), in the main thread
             self._error = error
-            if not self._ending.is_set():
+            if self._interrupts and not self._ending.is_set():
                 _thread.interrupt_main(signal.SIGINT)
 
     def finish(self) -> None:
         """Wait until all that was sent is handed on."""
         self._ending.set()
-        self.join()
-        if self._error is not None:
-            raise self._error
+        try:
+            self.join()
+        finally:  # the interruption may come only now
+            if self._error is not None:
+                raise self._error

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import make_index, make_plan
 
@@ -46,7 +46,7 @@ def file(run: Path, number: int, rank: int) -> Path:
     return path
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_killed_anywhere_on_any_number_of_workers(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     """Checkpoints every few steps; each kill loses a bit of the last line of some workers."""

@@ -67,7 +67,7 @@ def test_rates_that_cannot_be() -> None:
     with pytest.raises(DataError, match="every sample has the rate 0"):
         make([0.0, 1e-9])
     for bad in (-1.0, 1e9, float("nan"), float("inf")):
-        with pytest.raises(DataError, match=r"rates must be 2 numbers from 0 to 4096"):
+        with pytest.raises(DataError, match=r"rates must be 2 numbers from 0 to 65536"):
             make([1.0, bad])
 
 

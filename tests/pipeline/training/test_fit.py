@@ -1,5 +1,6 @@
 """What the driver does while Ray Train runs: where it resumes, what ends it at once, what stops it from outside."""
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -76,23 +77,31 @@ def test_steps_that_are_never_finite_end_the_run_at_once(config: RunConfig) -> N
     assert {event["rank"] for event in kinds(events, "not_finite")} == {0, 1}
 
 
-def test_what_the_listener_raises_stops_the_run(config: RunConfig, tmp_path: Path) -> None:
-    class TrackingIsDownError(Exception):
-        pass
+class TrackingIsDownError(Exception):
+    pass
 
-    def listen(fails_at: str) -> Callable[[Event], None]:
-        def on_event(event: Event) -> None:
-            if event["kind"] == fails_at:
-                raise TrackingIsDownError("the tracking server is gone")
 
-        return on_event
+def fail() -> None:
+    raise TrackingIsDownError("the tracking server is gone")
+
+
+@pytest.mark.parametrize(
+    ("what", "ends_with"),
+    [(fail, TrackingIsDownError), (lambda: os.kill(os.getpid(), signal.SIGINT), KeyboardInterrupt)],
+)
+def test_what_fails_beside_training_and_ctrl_c_stop_the_run(
+    config: RunConfig, what: Callable[[], None], ends_with: type[BaseException]
+) -> None:
+    def on_event(event: Event) -> None:
+        if event["kind"] == "metrics" and event["step"] == 2:
+            what()
 
     before = signal.getsignal(signal.SIGINT)
-    endless = replace(config.train, steps=1_000_000, log_every_steps=1, checkpoint_every_steps=1_000_000)
+    endless = replace(config.train, steps=1_000_000, log_every_steps=2, checkpoint_every_steps=1_000_000)
     run = prepare(replace(config, train=endless), "x")
     begun = time.monotonic()
-    with pytest.raises(TrackingIsDownError, match="the tracking server is gone"):
-        fit(run, ONE, None, listen("metrics"))
+    with pytest.raises(ends_with):
+        fit(run, ONE, None, on_event)
     assert time.monotonic() - begun < 120
     assert signal.getsignal(signal.SIGINT) == before
     (attempt,) = read_ledger(run.directory)
