@@ -282,8 +282,9 @@ class _Loop:
         checkpoint = None
         if self.rank == 0:
             directory = Path(self.job.run_dir) / checkpoint_name(done)
+            # Told before it is written: what the driver has not logged when all is killed is not made again.
+            self.job.events.put({"kind": "checkpoint", "step": done, "path": str(directory)})
             save_checkpoint(directory, self.model, self.optimiser, self.config, replace(self.job.meta, step=done))
             checkpoint = Checkpoint.from_directory(str(directory))
-            self.job.events.put({"kind": "checkpoint", "step": done, "path": str(directory)})
         # It lies in the run's storage already: nothing to upload.
         ray.train.report({"step": done}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
