@@ -322,7 +322,7 @@ def test_its_losses_are_those_of_a_run_that_was_never_killed_bit_for_bit(whole: 
 
 
 def test_no_step_is_missing_from_its_curves(killed: Killed) -> None:
-    """But for what the driver had not heard of when it was killed, just before the checkpoint that it continued from."""
+    """But for what the driver had not heard of when it was killed, before the checkpoint that it continued from."""
     unheard = set(range(killed.known + 1, killed.written + 1))
     assert {step for _, step in logged(killed)} | unheard == set(range(1, STEPS + 1))
 
