@@ -191,6 +191,18 @@ def predict(
 
 
 @app.command()
+def ledger(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prove that a run trained on each sample as planned, whatever was killed. Exit code 1 where it did not."""
+    from jobs.ledger import ledger as run
+
+    if not run(run_dir, as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
 def ui(
     runs: Annotated[Path, typer.Option(help="Directory of the runs.")] = Path("runs"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -87,7 +87,7 @@ class _Watcher:
                 self.tracker.log_metrics(step, values)
                 note = f"loss {values['train/loss']:.3f}, {values['train/images_per_second']:.1f} images/s"
                 self.meter.reach(step, note)
-            case "checkpoint":  # a run that is killed goes on from here: what came before must be logged
+            case "checkpoint":  # is being written; a run that is killed goes on there: what came before must be logged
                 self.tracker.try_to_flush()
             case "init":
                 out.print(f"weights     {event['report']}", soft_wrap=True, highlight=False)

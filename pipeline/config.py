@@ -58,12 +58,15 @@ class DataConfig(Section):
         "test_max_size_px": COUNT,
         "decode_threads": COUNT,
         "prefetch_batches": COUNT,
+        "repeat_threshold": SHARE,
+        "mix_weights": NOT_NEGATIVE,
+        "max_instance_pixels": COUNT,
         "task_rows": COUNT,
         "window_groups": COUNT,
         "aspect_buckets": COUNT,
     }
 
-    train: str | None = None  # directory of shards
+    train: str | tuple[str, ...] | None = None  # directory of shards, or several that are mixed
     val: str | None = None  # directory of shards
     train_sizes_px: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # shorter side, one drawn a batch
     train_max_size_px: int = 1333  # longer side at most
@@ -71,10 +74,13 @@ class DataConfig(Section):
     test_max_size_px: int = 1333
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     drop_empty: bool = True  # images without a trainable object are left out of training (and counted)
+    repeat_threshold: float | None = None  # share of images below which a class is repeated; null: no repeating
+    mix_weights: tuple[float, ...] | None = None  # shares of samples of each of `train`; null: all samples alike
+    max_instance_pixels: int | None = 200_000_000  # instances of the most crowded image x pixels of the padded batch
     decode_threads: int | None = None  # a worker; null: one a CPU of the worker
     prefetch_batches: int = 4  # decoded batches kept ready a worker
     task_rows: int = 64  # rows one Ray Data task reads
-    window_groups: int = 256  # Parquet row groups whose rows are shuffled together
+    window_groups: int = 512  # Parquet row groups whose rows are shuffled together
     aspect_buckets: int = 2  # batches hold images of one range of width / height
 
     def conflicts(self) -> Iterator[str]:
@@ -87,6 +93,17 @@ class DataConfig(Section):
         ):
             if size > limit:
                 yield f"{name} (longer side) must be at least the shorter side, {size}, got {limit}; change one of them"
+        if self.train == ():
+            yield "train must hold at least one directory of shards, got none; null leaves it open"
+        if self.mix_weights is not None:
+            places = 1 if self.train is None or isinstance(self.train, str) else len(self.train)
+            if len(self.mix_weights) != places:
+                yield (
+                    f"mix_weights must hold one weight for each of data.train, {places}, got {len(self.mix_weights)}; "
+                    "null takes all samples alike"
+                )
+            elif not any(self.mix_weights):
+                yield "mix_weights must hold a weight above 0, got only zeros; null takes all samples alike"
 
 
 @dataclass(frozen=True)

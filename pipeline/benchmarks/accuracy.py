@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow.compute as pc
 import torch
 
 from model.build import build_model
@@ -13,12 +12,13 @@ from model.config import MaskTarget
 from model.types import Batch
 from pipeline.benchmarks.torchvision_peer import build_peer, peer_losses, peer_results
 from pipeline.config import RunConfig
-from pipeline.data.augment import draw_recipe, plain_recipe
-from pipeline.data.collate import Collator, Work, collate
+from pipeline.data.augment import Geometry, draw_geometry, resized
+from pipeline.data.collate import Collator, Work
 from pipeline.data.images import decode
-from pipeline.data.plan import Plan
+from pipeline.data.mixture import join_manifests, locations
+from pipeline.data.plan import plan_of
 from pipeline.data.records import Record
-from pipeline.data.shards import annotations, load_index, load_manifest, read_rows, shard_name
+from pipeline.data.shards import annotations, load_index, read_rows, shard_name
 from pipeline.evaluation.coco_ap import evaluate_coco
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.training.optim import lr_at, make_sgd, set_lr
@@ -46,39 +46,41 @@ def read_in_order(shards: Path, rows: list[dict[str, int]]) -> list[Record]:
 
 def planned_batches(config: RunConfig, seed: int, targets: MaskTarget) -> Iterator[Batch]:
     """The batches that a run with this seed trains on, read without Ray."""
-    shards = Path(config.data.train or "")
-    index = load_index(shards)
-    index = index.filter(pc.greater(index["instances"], 0))
-    data, train = config.data, config.train
-    plan = Plan(index, seed, train.batch_images, data.train_sizes_px, data.window_groups, data.aspect_buckets)
+    data, train = replace(config.data, drop_empty=True), replace(config.train, seed=seed)
+    plan = plan_of(replace(config, data=data, train=train))
+    places = [Path(place) for place in locations(data.train or ())]
 
-    def work() -> Iterator[list[Work]]:
+    def work() -> Iterator[Work]:
         for step in range(train.steps):
             batch = plan.batch(step)
-            records = read_in_order(shards, index.take(batch.rows).to_pylist())
-            yield [
-                Work(
-                    r,
-                    draw_recipe(
+            rows = plan.index.take(batch.rows).to_pylist()
+            records = [read_in_order(places[row["dataset"]], [row])[0] for row in rows]
+            yield (
+                records,
+                [
+                    draw_geometry(
                         r["height"],
                         r["width"],
                         batch.size_px,
                         data.train_max_size_px,
-                        data.augment,
+                        data.flip_probability,
                         seed,
-                        int(epoch),
+                        int(visit),
                         r["sample_id"],
-                    ),
-                )
-                for r, epoch in zip(records, batch.epochs, strict=True)
-            ]
+                    )
+                    for r, visit in zip(records, batch.visits, strict=True)
+                ],
+            )
 
-    return Collator(1, 2, config.model.input.divisor, targets, _refuse)(work())
+    def refuse(sample_id: int, reason: str) -> None:
+        raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")
+
+    return Collator(1, 2, config.model.input.divisor, targets, refuse)(work())
 
 
 def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[[int], None]) -> Score:
     """Train "ours" or "torchvision" for train.steps on this process's threads and evaluate on data.val."""
-    manifest = load_manifest(Path(config.data.train or ""))
+    manifest = join_manifests(config.data.train or ())
     config = replace(config, model=replace(config.model, classes=len(manifest.class_names)))
     torch.manual_seed(seed)
     ours = which == "ours"
@@ -120,9 +122,15 @@ def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[
 
 def _plain(config: RunConfig, records: list[Record]) -> Batch:
     data = config.data
-    work = [Work(r, plain_recipe(r["height"], r["width"], data.test_size_px, data.test_max_size_px)) for r in records]
-    return collate(work, config.model.input.divisor, None, None, _refuse)
+    geometries = [
+        Geometry(
+            r["height"], r["width"], *resized(r["height"], r["width"], data.test_size_px, data.test_max_size_px), False
+        )
+        for r in records
+    ]
 
+    def refuse(sample_id: int, reason: str) -> None:
+        raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")
 
-def _refuse(sample_id: int, reason: str) -> None:
-    raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")
+    (batch,) = Collator(1, 0, config.model.input.divisor, None, refuse)([(records, geometries)])
+    return batch

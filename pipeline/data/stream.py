@@ -21,11 +21,13 @@ CHUNK_BYTES = 256 << 20  # of encoded images in one data set; a long run is a se
 READERS = 2  # read tasks at once, a data set
 
 
-_KEYS = ("shard", "row_group", "row")
+_KEYS = ("dataset", "shard", "row_group", "row")  # the index of a single data set lacks the first
 
 
-def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
+def rows_dataset(tasks: Sequence[pa.Table], shards: Path | Sequence[Path]) -> ray.data.Dataset:
     """A data set of the rows of `shards` that each table of `tasks` names in (shard, row_group, row), in that order.
+
+    With several directories of shards, its column `dataset` says which one, from 0.
 
     Each table is one Ray task. (`from_arrow` would start tasks of a whole CPU that no setting bounds, and wait forever
     for one on a machine whose CPUs are all at work.)
@@ -34,10 +36,11 @@ def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
     fit the object store too. Where Ray Data has to hold a task back for either, its scheduler does not wait but spins,
     in this process, and training crawls.
     """
-    items = [{key: task[key].to_pylist() for key in _KEYS} for task in tasks]
+    items = [{key: task[key].to_pylist() for key in _KEYS if key in task.column_names} for task in tasks]
+    places = [str(place) for place in ([shards] if isinstance(shards, Path) else shards)]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         read_rows,
-        fn_kwargs={"shards": str(shards)},
+        fn_kwargs={"shards": places},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
@@ -45,16 +48,18 @@ def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
     )
 
 
-def read_rows(task: pa.Table, shards: str) -> pa.Table:
-    """The rows of shards that `task` names in its lists of (shard, row_group, row), in that order."""
-    keys = np.stack([task[key].combine_chunks().flatten().to_numpy() for key in _KEYS], 1)
+def read_rows(task: pa.Table, shards: Sequence[str]) -> pa.Table:
+    """The rows of shards that `task` names in its lists of (dataset, shard, row_group, row), in that order."""
+    columns = {key: task[key].combine_chunks().flatten().to_numpy() for key in _KEYS if key in task.column_names}
+    columns.setdefault("dataset", np.zeros_like(columns["shard"]))
+    keys = np.stack([columns[key] for key in _KEYS], 1)
     parts = []
     positions = np.empty(len(keys), dtype=np.int64)
     base = 0
-    for shard in np.unique(keys[:, 0]):
-        member = np.flatnonzero(keys[:, 0] == shard)
-        member = member[np.argsort(keys[member, 1], kind="stable")]  # a row group is read once
-        parts.append(pick_rows(Path(shards) / shard_name(int(shard)), keys[member, 1], keys[member, 2]))
+    for dataset, shard in np.unique(keys[:, :2], axis=0).tolist():
+        member = np.flatnonzero((keys[:, 0] == dataset) & (keys[:, 1] == shard))
+        member = member[np.argsort(keys[member, 2], kind="stable")]  # a row group is read once
+        parts.append(pick_rows(Path(shards[dataset]) / shard_name(shard), keys[member, 2], keys[member, 3]))
         positions[member] = base + np.arange(len(member))
         base += len(member)
     return pa.concat_tables(parts).take(positions)
@@ -63,7 +68,7 @@ def read_rows(task: pa.Table, shards: str) -> pa.Table:
 def stream_records(
     batches: Iterator[PlannedBatch],
     index: pa.Table,
-    shards: Path,
+    shards: Path | Sequence[Path],
     task_rows: int,
     read_ahead_batches: int,
 ) -> Iterator[tuple[PlannedBatch, list[Record]]]:
@@ -72,14 +77,14 @@ def stream_records(
     Args:
         batches: this worker's shares.
         index: what `PlannedBatch.rows` counts in.
-        shards: their directory, as every node of the cluster sees it.
+        shards: their directory, as every node of the cluster sees it; of a mixture all, in the order of `dataset`.
         task_rows: rows one Ray task reads, at least; whole batches.
         read_ahead_batches: batches fetched to this process ahead of use.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    keys, image_bytes = index.select(_KEYS), index["bytes"].to_numpy()
+    keys, image_bytes = index.select([key for key in _KEYS if key in index.column_names]), index["bytes"].to_numpy()
     chunk: list[PlannedBatch] = []
     size = 0
     for batch in batches:
@@ -93,7 +98,11 @@ def stream_records(
 
 
 def _read(
-    chunk: list[PlannedBatch], keys: pa.Table, shards: Path, task_rows: int, read_ahead_batches: int
+    chunk: list[PlannedBatch],
+    keys: pa.Table,
+    shards: Path | Sequence[Path],
+    task_rows: int,
+    read_ahead_batches: int,
 ) -> Iterator[tuple[PlannedBatch, list[Record]]]:
     share = len(chunk[0].rows)
     per_task = -(-task_rows // share)  # whole batches

@@ -8,9 +8,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline.data import stream
+from pipeline.data.mixture import load_mixture
 from pipeline.data.plan import Plan, PlannedBatch
 from pipeline.data.records import Record
 from pipeline.data.shards import load_index, load_manifest, read_groups, shard_name, to_records
+from pipeline.data.shards import read_rows as read_one
 from pipeline.data.stream import stream_records
 
 STEPS, BATCH = 17, 4  # more than two epochs of the 24 images
@@ -28,7 +30,7 @@ def index(train: Path) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def plan(index: pa.Table) -> Plan:
-    return Plan(index, seed=1, batch_images=BATCH, sizes_px=(64, 96), window_groups=4, aspect_buckets=2)
+    return Plan(index, seed=1, batch_images=BATCH, sizes_px=(64, 96), longest_px=200, window_groups=4, aspect_buckets=2)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +54,39 @@ def test_rows_are_read_in_the_order_asked_for_also_twice(
     rows = np.random.default_rng(0).integers(0, 24, 60)  # across shards and groups, many of them again
     keys = index.take(rows)
     task = pa.table({key: [keys[key].to_pylist()] for key in ("shard", "row_group", "row")})
-    found = to_records(stream.read_rows(task, str(train)))
+    found = to_records(stream.read_rows(task, [str(train)]))
     ids = index["sample_id"].to_numpy()[rows].tolist()
     assert found == [everything[sample_id] for sample_id in ids]
+
+
+def test_rows_of_a_mixture_come_from_their_own_data_set(shapes: Path, train: Path) -> None:
+    """Both splits count their sample ids from the same number: only the location tells them apart."""
+    places = [train, shapes / "val", train]
+    index = load_mixture(tuple(str(place) for place in places))
+    rows = np.random.default_rng(0).integers(0, 24 + 8 + 24, 80)
+    keys = index.take(rows)
+    task = pa.table({key: [keys[key].to_pylist()] for key in ("dataset", "shard", "row_group", "row")})
+    found = to_records(stream.read_rows(task, [str(place) for place in places]))
+    for row, record in zip(keys.to_pylist(), found, strict=True):
+        place = places[row["dataset"]]
+        (expected,) = read_one(place / shard_name(row["shard"]), row["row_group"], [row["row"]])
+        assert record == expected and record["sample_id"] == row["sample_id"]
+    assert set(index["dataset"].to_numpy()[rows].tolist()) == {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_a_mixture_streams(local_ray: None, shapes: Path, train: Path) -> None:
+    places = [shapes / "val", train]
+    index = load_mixture(tuple(str(place) for place in places))
+    plan = Plan(index, seed=0, batch_images=4, sizes_px=(64,), longest_px=200, window_groups=9, aspect_buckets=1)
+    shares = [plan.batch(step).share(1, 2) for step in range(8)]
+    seen = 0
+    for batch, records in stream_records(iter(shares), plan.index, places, 8, 2):
+        for row, record in zip(index.take(batch.rows).to_pylist(), records, strict=True):
+            place = places[row["dataset"]]
+            assert [record] == read_one(place / shard_name(row["shard"]), row["row_group"], [row["row"]])
+            seen += 1
+    assert seen == 16
 
 
 def test_the_shards_have_what_these_tests_need(index: pa.Table) -> None:
@@ -126,7 +158,7 @@ def test_a_filtered_index_counts_its_own_rows(
 ) -> None:
     kept = index.filter(pa.compute.greater(index["instances"], 3))
     assert 4 < kept.num_rows < 24
-    plan = Plan(kept, 0, 4, (64,), 4, 2)
+    plan = Plan(kept, seed=0, batch_images=4, sizes_px=(64,), longest_px=200, window_groups=4, aspect_buckets=2)
     shares = [plan.batch(step) for step in range(6)]
     for batch, records in stream_records(iter(shares), kept, train, 64, 2):
         assert records == expected(batch, kept, everything)
