@@ -30,9 +30,7 @@ def train(config_path: Path, overrides: Sequence[str]) -> None:
         tracker.log_tags(tags(run, layout))
         with progress("training", config.train.steps, start=run.done) as meter:
             checkpoint = fit(run, layout, tracker.run_id, _Watcher(meter, tracker))
-        evaluate_and_show(
-            checkpoint, Path(config.data.val or ""), config, layout, run.directory / "evaluation", tracker
-        )
+        evaluate_and_show(checkpoint, config.data.val or "", config, layout, run.directory / "evaluation", tracker)
         tracker.log_artifact(checkpoint, "checkpoint")
         status = "FINISHED"
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ import pytest
 from pipeline.data.coco import read_coco
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.shapes import generate_shapes
-from pipeline.data.shards import write_shards
+from pipeline.data.sharding import shard_dataset
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset = read_coco(
             root / f"coco/annotations/instances_{split}.json", root / "coco" / split, Quarantine(strict=True)
         )
-        write_shards(dataset, root / split, rows_per_shard=10, rows_per_group=4)
+        shard_dataset(dataset, root / split, rows_per_shard=10, rows_per_group=4)
     return root
 
 

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pyarrow.compute as pc
 import torch
@@ -18,7 +17,8 @@ from pipeline.data.collate import Collator, Work
 from pipeline.data.images import decode
 from pipeline.data.plan import Plan
 from pipeline.data.records import Record
-from pipeline.data.shards import annotations, load_index, load_manifest, read_rows, shard_name
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.shards import annotations, load_index, load_manifest, to_records
 from pipeline.evaluation.coco_ap import evaluate_coco
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.training.optim import lr_at, make_sgd, set_lr
@@ -35,18 +35,9 @@ class Score:
     cpu_seconds_a_step: float  # of the process
 
 
-def read_in_order(shards: Path, rows: list[dict[str, int]]) -> list[Record]:
-    """The records of some rows of the index."""
-    return [
-        record
-        for row in rows
-        for record in read_rows(shards / shard_name(row["shard"]), row["row_group"], [row["row"]])
-    ]
-
-
 def planned_batches(config: RunConfig, seed: int, targets: MaskTarget) -> Iterator[Batch]:
     """The batches that a run with this seed trains on, read without Ray."""
-    shards = Path(config.data.train or "")
+    shards = config.data.train or ""
     index = load_index(shards)
     index = index.filter(pc.greater(index["instances"], 0))
     data, train = config.data, config.train
@@ -55,7 +46,7 @@ def planned_batches(config: RunConfig, seed: int, targets: MaskTarget) -> Iterat
     def work() -> Iterator[Work]:
         for step in range(train.steps):
             batch = plan.batch(step)
-            records = read_in_order(shards, index.take(batch.rows).to_pylist())
+            records = to_records(read_rows(shards, index.take(batch.rows)))
             yield (
                 records,
                 [
@@ -81,7 +72,7 @@ def planned_batches(config: RunConfig, seed: int, targets: MaskTarget) -> Iterat
 
 def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[[int], None]) -> Score:
     """Train "ours" or "torchvision" for train.steps on this process's threads and evaluate on data.val."""
-    manifest = load_manifest(Path(config.data.train or ""))
+    manifest = load_manifest(config.data.train or "")
     config = replace(config, model=replace(config.model, classes=len(manifest.class_names)))
     torch.manual_seed(seed)
     ours = which == "ours"
@@ -100,12 +91,12 @@ def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[
     cpu_seconds = (time.process_time() - started) / config.train.steps
     model.eval()
     results = []
-    shards = Path(config.data.val or "")
-    rows = load_index(shards).to_pylist()
+    shards = config.data.val or ""
+    rows = load_index(shards)
     size = config.evaluate.batch_images
     paste = config.model.mask
-    for start in range(0, len(rows), size):
-        records = read_in_order(shards, rows[start : start + size])
+    for start in range(0, rows.num_rows, size):
+        records = to_records(read_rows(shards, rows.slice(start, size)))
         ids = [record["sample_id"] for record in records]
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             if ours:

@@ -15,7 +15,7 @@ from pipeline.data import rle
 from pipeline.data.quarantine import BadSample, DataError, Quarantine
 from pipeline.data.records import Record, empty_record
 from pipeline.data.source import Dataset, Sample
-from pipeline.data.storage import Storage
+from pipeline.data.storage import Location, Storage
 
 Json = dict[str, Any]
 
@@ -58,7 +58,7 @@ class CocoReader:
         return Sample(record, checked.grayscale)
 
 
-def read_coco(annotations: Path, images: Path | str | Storage, quarantine: Quarantine) -> Dataset:
+def read_coco(annotations: Path, images: Location, quarantine: Quarantine) -> Dataset:
     """Read and check a COCO instances file; pictures are opened later, by the reader. Raises DataError."""
     content = _load_json(annotations)
     images = Storage.at(images)

@@ -5,7 +5,6 @@ frame is ten times larger, and moving it between processes costs more than decod
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +14,16 @@ from ray.data import DataContext, TaskPoolStrategy
 
 from pipeline.data.plan import PlannedBatch
 from pipeline.data.records import Record
-from pipeline.data.shards import pick_rows, shard_name, to_records
+from pipeline.data.shard_rows import ROW_KEYS, read_rows
+from pipeline.data.shards import to_records
+from pipeline.data.storage import Location, Storage
 
 CHUNK_BYTES = 256 << 20  # of encoded images in one data set; a long run is a sequence of data sets
 READERS = 2  # read tasks at once, a data set
 
 
-_KEYS = ("shard", "row_group", "row")
-
-
-def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
-    """A data set of the rows of `shards` that each table of `tasks` names in (shard, row_group, row), in that order.
+def rows_dataset(tasks: Sequence[pa.Table], shards: Location) -> ray.data.Dataset:
+    """A data set of the rows of `shards` that each table of `tasks` names (shard_rows.ROW_KEYS), in that order.
 
     Each table is one Ray task. (`from_arrow` would start tasks of a whole CPU that no setting bounds, and wait forever
     for one on a machine whose CPUs are all at work.)
@@ -34,10 +32,10 @@ def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
     fit the object store too. Where Ray Data has to hold a task back for either, its scheduler does not wait but spins,
     in this process, and training crawls.
     """
-    items = [{key: task[key].to_pylist() for key in _KEYS} for task in tasks]
+    items = [{key: task[key].to_pylist() for key in ROW_KEYS} for task in tasks]
     return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        read_rows,
-        fn_kwargs={"shards": str(shards)},
+        read_task,
+        fn_kwargs={"shards": Storage.at(shards)},
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
@@ -45,25 +43,15 @@ def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
     )
 
 
-def read_rows(task: pa.Table, shards: str) -> pa.Table:
-    """The rows of shards that `task` names in its lists of (shard, row_group, row), in that order."""
-    keys = np.stack([task[key].combine_chunks().flatten().to_numpy() for key in _KEYS], 1)
-    parts = []
-    positions = np.empty(len(keys), dtype=np.int64)
-    base = 0
-    for shard in np.unique(keys[:, 0]):
-        member = np.flatnonzero(keys[:, 0] == shard)
-        member = member[np.argsort(keys[member, 1], kind="stable")]  # a row group is read once
-        parts.append(pick_rows(Path(shards) / shard_name(int(shard)), keys[member, 1], keys[member, 2]))
-        positions[member] = base + np.arange(len(member))
-        base += len(member)
-    return pa.concat_tables(parts).take(positions)
+def read_task(task: pa.Table, shards: Storage) -> pa.Table:
+    """The rows of shards that `task` names in its lists of ROW_KEYS, in that order."""
+    return read_rows(shards, pa.table({key: task[key].combine_chunks().flatten() for key in ROW_KEYS}))
 
 
 def stream_records(
     batches: Iterator[PlannedBatch],
     index: pa.Table,
-    shards: Path,
+    shards: Location,
     task_rows: int,
     read_ahead_batches: int,
 ) -> Iterator[tuple[PlannedBatch, list[Record]]]:
@@ -79,7 +67,7 @@ def stream_records(
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    keys, image_bytes = index.select(_KEYS), index["bytes"].to_numpy()
+    keys, image_bytes = index.select(ROW_KEYS), index["bytes"].to_numpy()
     chunk: list[PlannedBatch] = []
     size = 0
     for batch in batches:
@@ -93,7 +81,7 @@ def stream_records(
 
 
 def _read(
-    chunk: list[PlannedBatch], keys: pa.Table, shards: Path, task_rows: int, read_ahead_batches: int
+    chunk: list[PlannedBatch], keys: pa.Table, shards: Location, task_rows: int, read_ahead_batches: int
 ) -> Iterator[tuple[PlannedBatch, list[Record]]]:
     share = len(chunk[0].rows)
     per_task = -(-task_rows // share)  # whole batches

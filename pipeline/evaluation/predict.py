@@ -19,6 +19,7 @@ from pipeline.data.augment import Geometry, resized
 from pipeline.data.collate import Collator
 from pipeline.data.records import Record
 from pipeline.data.shards import load_index, to_records
+from pipeline.data.storage import Location
 from pipeline.data.stream import rows_dataset
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.training.checkpoint import load_model
@@ -96,12 +97,12 @@ def choose_rows(index: pa.Table, max_images: int | None) -> pa.Table:
     return chosen.take(np.argsort(aspect, kind="stable"))
 
 
-def predict_shards(checkpoint: Path, shards: Path, config: RunConfig, layout: Layout) -> Iterator[Predicted]:
+def predict_shards(checkpoint: Path, shards: Location, config: RunConfig, layout: Layout) -> Iterator[Predicted]:
     """Detections of the images of `shards` (evaluate.max_images of them), each exactly once, as they come."""
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    rows = choose_rows(load_index(shards), config.evaluate.max_images).select(["shard", "row_group", "row"])
+    rows = choose_rows(load_index(shards), config.evaluate.max_images)
     size = config.evaluate.batch_images
     per_task = -(-config.data.task_rows // size) * size
     tasks = [rows.slice(start, per_task) for start in range(0, rows.num_rows, per_task)]

@@ -98,14 +98,14 @@ def _batches(config: RunConfig, job: Job, start: int, rank: int, world: int) -> 
     """This worker's batches from `start` to the end, decoded ahead."""
     data, train = config.data, config.train
     assert data.train is not None
-    index = load_index(Path(data.train))
+    index = load_index(data.train)
     if data.drop_empty:
         index = index.filter(pc.greater(index["instances"], 0))
     plan = Plan(index, train.seed, train.batch_images, data.train_sizes_px, data.window_groups, data.aspect_buckets)
     shares = (plan.batch(step).share(rank, world) for step in range(start, train.steps))
 
     def work() -> Iterator[Work]:
-        streamed = stream_records(shares, index, Path(data.train or ""), data.task_rows, data.prefetch_batches)
+        streamed = stream_records(shares, index, data.train or "", data.task_rows, data.prefetch_batches)
         for batch, records in streamed:
             geometries = [
                 draw_geometry(

@@ -17,6 +17,7 @@ from ray.util.queue import Queue
 from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, to_yaml
 from pipeline.data.shards import Manifest, load_manifest
+from pipeline.data.storage import Storage
 from pipeline.training.checkpoint import Meta, initialise, latest_checkpoint, read_meta
 from pipeline.training.cluster import Layout, run_config, scaling_config, torch_config
 from pipeline.training.loop import Job, train_worker
@@ -45,7 +46,7 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     if config.data.train is None or config.data.val is None:
         missing = "data.train" if config.data.train is None else "data.val"
         raise ConfigError(f"{missing} is not set; give a directory that `maskrcnn shard` wrote: {missing}=DIRECTORY")
-    train, val = Path(config.data.train).absolute(), Path(config.data.val).absolute()
+    train, val = Storage.at(config.data.train), Storage.at(config.data.val)
     manifest, held_out = load_manifest(train), load_manifest(val)
     if manifest.class_names != held_out.class_names:
         raise ConfigError(
@@ -66,7 +67,7 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     config = replace(
         config,
         model=replace(config.model, classes=classes),
-        data=replace(config.data, train=str(train), val=str(val)),
+        data=replace(config.data, train=train.uri, val=val.uri),
         init=replace(config.init, weights=weights),
         train=replace(config.train, name=name),
         cluster=replace(config.cluster, runs_dir=str(runs_dir)),

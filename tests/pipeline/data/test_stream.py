@@ -10,7 +10,9 @@ import pytest
 from pipeline.data import stream
 from pipeline.data.plan import Plan, PlannedBatch
 from pipeline.data.records import Record
+from pipeline.data.shard_rows import COLUMNS, ROW_KEYS
 from pipeline.data.shards import load_index, load_manifest, read_groups, shard_name, to_records
+from pipeline.data.storage import Storage
 from pipeline.data.stream import stream_records
 
 STEPS, BATCH = 17, 4  # more than two epochs of the 24 images
@@ -36,7 +38,7 @@ def everything(train: Path) -> dict[int, Record]:
     """Every record, read without any of the code under test's order."""
     records: dict[int, Record] = {}
     for shard in load_manifest(train).shards:
-        for record in to_records(read_groups(train / shard.name, range(-(-shard.rows // 4)))):
+        for record in to_records(read_groups(train, shard.name, range(-(-shard.rows // 4)), COLUMNS)):
             records[record["sample_id"]] = record
     assert len(records) == 24
     return records
@@ -51,8 +53,8 @@ def test_rows_are_read_in_the_order_asked_for_also_twice(
 ) -> None:
     rows = np.random.default_rng(0).integers(0, 24, 60)  # across shards and groups, many of them again
     keys = index.take(rows)
-    task = pa.table({key: [keys[key].to_pylist()] for key in ("shard", "row_group", "row")})
-    found = to_records(stream.read_rows(task, str(train)))
+    task = pa.table({key: [keys[key].to_pylist()] for key in ROW_KEYS})
+    found = to_records(stream.read_task(task, Storage.at(train)))
     ids = index["sample_id"].to_numpy()[rows].tolist()
     assert found == [everything[sample_id] for sample_id in ids]
 

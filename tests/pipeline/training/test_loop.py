@@ -14,7 +14,8 @@ from pipeline.config import OptimConfig, RunConfig
 from pipeline.configure import to_yaml
 from pipeline.data.augment import Geometry
 from pipeline.data.collate import Collator
-from pipeline.data.shards import load_index, read_rows, shard_name
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.shards import load_index, to_records
 from pipeline.training.loop import Job, _Loop
 from pipeline.training.optim import make_sgd, peak_lr
 
@@ -27,8 +28,7 @@ class Events(list[dict[str, Any]]):
 
 @pytest.fixture(scope="module")
 def batch(shapes: Path) -> Batch:
-    index = load_index(shapes / "train").slice(0, 2).to_pylist()
-    records = [read_rows(shapes / "train" / shard_name(r["shard"]), r["row_group"], [r["row"]])[0] for r in index]
+    records = to_records(read_rows(shapes / "train", load_index(shapes / "train").slice(0, 2)))
     geometries = [Geometry(r["height"], r["width"], r["height"], r["width"], False) for r in records]
     (made,) = Collator(1, 0, 32, "crop", lambda *_: None)([(records, geometries)])
     return made
