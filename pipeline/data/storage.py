@@ -117,8 +117,9 @@ class Storage:
     def _upload(self, name: str, content: bytes | pa.Buffer) -> None:
         # All of the content is here before the upload begins: a stream that is closed, or only dropped, half-way would
         # complete the object with what it has got.
+        whole = pa.py_buffer(content)
         with self._fs.open_output_stream(self._path(name)) as stream:
-            stream.write(content)
+            stream.write(whole)
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
