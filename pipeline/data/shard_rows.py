@@ -86,18 +86,19 @@ def read_rows(
     for shard in np.unique(keys["shard"]):
         member = np.flatnonzero(keys["shard"] == shard)
         wanted = {key: column[member] for key, column in keys.items()}
-        part, found = _read_shard(storage, shard_name(int(shard)), wanted, small, "image" in names, traffic)
-        for place, picture in zip(member, found, strict=bool(found)):
+        part, images = _read_shard(storage, shard_name(int(shard)), wanted, small, "image" in names, traffic)
+        for place, picture in zip(member, images, strict=bool(images)):
             pictures[place] = picture
         parts.append(part)
         places[member] = base + np.arange(len(member))
         base += len(member)
     traffic.rows += rows.num_rows
     table = pa.concat_tables(parts).take(places) if parts else SCHEMA.empty_table().select(small)
+    found = list(table.columns)
     if "image" in names:
         traffic.picture_bytes += int(keys["bytes"].sum())
-        table = table.append_column(SCHEMA.field("image"), pa.array(pictures, pa.large_binary()))
-    return table
+        found.append(pa.array(pictures, pa.large_binary()))
+    return pa.table(found, schema=pa.schema([SCHEMA.field(name) for name in names]))
 
 
 def _read_shard(

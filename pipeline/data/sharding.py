@@ -192,7 +192,7 @@ def _conclude(
         out.child(PROGRESS).delete_all()  # the user may mend the pictures, not the entries
         reason, times = next(iter(quarantine.reasons().items()))
         raise DataError(
-            f"none of the {len(dataset.entries)} images of {_named(dataset)} can be used; "
+            f"none of the {quarantine.count('image')} images of {_named(dataset)} can be used; "
             f"{times} times: {reason}. See {out.child(QUARANTINE)}, and check the directory that file_names are "
             "relative to"
         )
