@@ -127,19 +127,22 @@ class Storage:
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is no such file."""
-        (info,) = self._try(lambda: self._fs.get_file_info([self._path(name)]))
+        info = self._info(name)
         return info.size if info.type == fs.FileType.File else None
 
     def identity(self, name: str) -> tuple[int, object] | None:
         """Bytes and time of change of a file: equal as long as it is the same; None where there is no such file."""
-        (info,) = self._try(lambda: self._fs.get_file_info([self._path(name)]))
+        info = self._info(name)
         return (info.size, info.mtime_ns) if info.type == fs.FileType.File else None
 
     def list(self, recursive: bool = False) -> list[str]:
-        """Names of the files in it, relative, sorted. Hidden files are listed too."""
+        """Names of the files in it, relative, sorted. Hidden files are listed too. Raises StorageError."""
         selector = fs.FileSelector(self._path(""), recursive=recursive, allow_not_found=True)
         base = self._path("").rstrip("/") + "/"
-        infos = self._try(lambda: self._fs.get_file_info(selector))
+        try:
+            infos = self._try(lambda: self._fs.get_file_info(selector))
+        except OSError as error:
+            raise StorageError(f"{self} cannot be listed: {_cause(error)}") from error
         return sorted(info.path.removeprefix(base) for info in infos if info.type == fs.FileType.File)
 
     def delete(self, name: str) -> None:
@@ -149,9 +152,15 @@ class Storage:
 
     def delete_all(self) -> None:
         """Remove the directory with all that is in it, if it is there. Raises StorageError."""
-        (info,) = self._try(lambda: self._fs.get_file_info([self._path("")]))
-        if info.type == fs.FileType.Directory:
+        if self._info("").type == fs.FileType.Directory:
             self._remove(lambda: self._fs.delete_dir(self._path("")), str(self))
+
+    def _info(self, name: str) -> fs.FileInfo:
+        try:
+            (info,) = self._try(lambda: self._fs.get_file_info([self._path(name)]))
+        except OSError as error:
+            raise StorageError(f"{self.child(name)} cannot be looked up: {_cause(error)}") from error
+        return info
 
     def _remove(self, request: Callable[[], None], what: str) -> None:
         try:
@@ -204,7 +213,7 @@ def _cause(error: OSError) -> str:
         return f"{what}; choose a directory that you may write to"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"{what}: a file is in the way; choose another directory"
-    return f"{what}; check the place, and your rights to write there"
+    return f"{what}; check the place, and your rights there"
 
 
 @lru_cache(maxsize=64)
