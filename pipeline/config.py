@@ -27,8 +27,8 @@ class DataConfig(Section):
         "flip_probability": SHARE,
     }
 
-    train: str | None = None  # directory of shards
-    val: str | None = None  # directory of shards
+    train: str | None = None  # directory or URI of shards
+    val: str | None = None  # directory or URI of shards
     train_sizes_px: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # shorter side, one drawn a batch
     train_max_size_px: int = 1333  # longer side at most
     test_size_px: int = 800

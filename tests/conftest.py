@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from object_store import CREDENTIALS, ObjectStore
 
 from pipeline.data.coco import read_coco
 from pipeline.data.quarantine import Quarantine
@@ -33,3 +34,17 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """An S3 of our own, on the loopback; its credentials mean nothing anywhere."""
+    pytest.importorskip("moto")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+            patch.delenv(name, raising=False)
+        store = ObjectStore()
+        yield store
+        store.close()

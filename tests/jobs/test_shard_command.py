@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from maskrcnn_process import Maskrcnn, has_proc, run
+from object_store import ObjectStore
 
 from pipeline.data.coco import read_coco
 from pipeline.data.quarantine import Quarantine
@@ -51,6 +52,25 @@ def test_killed_in_the_middle_the_same_command_goes_on(tmp_path: Path) -> None:
     code, _, stderr = run(*words, cwd=tmp_path)
     assert code == 2
     assert stderr == f"error: {out} already holds complete shards; choose another directory, or pass --overwrite\n"
+
+
+def test_ray_tasks_read_and_write_an_object_store(object_store: ObjectStore, shapes: Path, tmp_path: Path) -> None:
+    pictures = object_store.upload(shapes / "coco/train", "command/images")
+    out = object_store.uri("command/shards")
+    json_file = shapes / "coco/annotations/instances_train.json"
+    words = ["shard", "coco", "--annotations", json_file, "--images", pictures, "--out", out]
+    object_store.fail_every = 10
+    try:
+        code, stdout, stderr = run(*words, "--rows-per-shard", "5", "--workers", "2", cwd=tmp_path)
+    finally:
+        object_store.fail_every = None
+    assert code == 0, stderr
+    assert "24" in stdout and "sharding instances_train 24/24 (100 %)" in stderr
+    manifest = verify(out)
+    dataset = read_coco(json_file, shapes / "coco/train", Quarantine())
+    expected = shard_dataset(dataset, tmp_path / "expected", rows_per_shard=5)
+    assert (manifest.fingerprint, manifest.index_sha256) == (expected.fingerprint, expected.index_sha256)
+    assert not list(tmp_path.glob("s3*"))  # a URI is no path
 
 
 def test_one_shard_needs_no_ray(shapes: Path, tmp_path: Path) -> None:

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from pyarrow import fs
-from werkzeug.serving import make_server
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test",
@@ -29,6 +27,9 @@ class ObjectStore:
     """A running server with one empty bucket."""
 
     def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+        from werkzeug.serving import make_server
+
         self.requests: list[Request] = []
         self.fail_every: int | None = None  # of all requests, one in so many is answered with 503
         self.failed = 0
