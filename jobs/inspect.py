@@ -25,7 +25,7 @@ def inspect(location: str, *, sample: str | None, stats: bool, out_path: Path | 
     if (sample is None) != stats:
         raise UserError("give either --sample ID (or a file name), or --stats")
     storage = Storage.at(location)
-    manifest = load_manifest(storage.local or storage)  # type: ignore[arg-type]
+    manifest = load_manifest(storage)
     if sample is not None:
         _inspect_sample(storage, manifest, sample, out_path)
     else:
@@ -43,13 +43,12 @@ def _inspect_sample(storage: Storage, manifest: Manifest, sample: str, path: Pat
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--out {path} is no picture; give a name that ends in .png or .jpg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    declared: Any = getattr(manifest, "keypoints", None)
     draw_sample(
         decode(record["image"]),
         from_record(record),
         manifest.class_names,
         path,
-        () if declared is None else declared.skeleton,
+        () if manifest.keypoints is None else manifest.keypoints.skeleton,
     )
     out.print(_facts(record, row))
     if record["boxes"]:
@@ -60,7 +59,7 @@ def _inspect_sample(storage: Storage, manifest: Manifest, sample: str, path: Pat
 
 def _find(storage: Storage, manifest: Manifest, sample: str) -> dict[str, Any]:
     """The index row of a sample, by its id or its file name (in full, or its last part). Raises DataError."""
-    index = load_index(storage.local or storage)  # type: ignore[arg-type]
+    index = load_index(storage)
     if re.fullmatch(r"-?\d{1,18}", sample):
         found = index.filter(pc.equal(index["sample_id"], int(sample))).to_pylist()
         if found:

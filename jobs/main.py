@@ -67,21 +67,59 @@ def main(
     """Options of every verb."""
 
 
+OutShards = Annotated[
+    str,
+    typer.Option("--out", metavar="DIR_OR_URI", help="New shards: a directory or s3://, gs://.", show_default=False),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Ray tasks at once; 1 stays in this process.", show_default="one a CPU of the cluster"),
+]
+
+
 @shard_app.command("coco")
 def shard_coco(
     annotations: Annotated[Path, typer.Option(help="COCO instances JSON.", show_default=False)],
-    images: Annotated[Path, typer.Option(help="Directory of the images.", show_default=False)],
-    out_dir: Annotated[Path, typer.Option("--out", help="Directory of the new shards.", show_default=False)],
+    images: Annotated[
+        str, typer.Option(metavar="DIR_OR_URI", help="The images: a directory or s3://, gs://.", show_default=False)
+    ],
+    out_dir: OutShards,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on a bad sample instead of setting it aside.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")] = False,
+    overwrite: Overwrite = False,
     rows_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Images in one Parquet file.", show_default="chosen from the data")
+        int | None, typer.Option(min=1, help="Images in one Parquet file.", show_default="512")
     ] = None,
+    workers: Workers = None,
 ) -> None:
-    """COCO instances -> shards. Bad samples go to quarantine.jsonl with the reason."""
+    """COCO instances -> shards. Bad samples go to quarantine.jsonl with the reason.
+
+    Started again after it was interrupted, it goes on with what is missing.
+    """
     from jobs.shard import shard_coco as run
 
-    run(annotations, images, out_dir, strict=strict, overwrite=overwrite, rows_per_shard=rows_per_shard)
+    run(
+        annotations,
+        images,
+        out_dir,
+        strict=strict,
+        overwrite=overwrite,
+        rows_per_shard=rows_per_shard,
+        workers=workers,
+    )
+
+
+@shard_app.command("migrate")
+def shard_migrate(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Shards of format 1.", show_default=False)],
+    out_dir: OutShards,
+    overwrite: Overwrite = False,
+    workers: Workers = None,
+) -> None:
+    """Shards of format 1 -> shards of today's format, without the original data set."""
+    from jobs.shard import migrate as run
+
+    run(old, out_dir, overwrite=overwrite, workers=workers)
 
 
 @shard_app.command("shapes")
@@ -163,7 +201,9 @@ def train(
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)],
-    data: Annotated[Path, typer.Option(help="Directory of shards.", show_default=False)],
+    data: Annotated[
+        str, typer.Option(metavar="DIR_OR_URI", help="Shards: a directory or s3://, gs://.", show_default=False)
+    ],
     overrides: Overrides = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Where results and pictures go.", show_default=False)

@@ -22,7 +22,7 @@ def train(config_path: Path, overrides: Sequence[str]) -> None:
     try:
         with err.status("starting Ray"):
             start_ray(config.cluster)
-        layout = plan_workers(config.cluster, config.train.batch_images)
+        layout = plan_workers(config.cluster, config.train.batch_images, config.data.decode)
         _introduce(run, layout)
         changed = tracker.log_config(to_dict(config), to_yaml(config))
         for key, (before, now) in changed.items():
@@ -30,9 +30,7 @@ def train(config_path: Path, overrides: Sequence[str]) -> None:
         tracker.log_tags(tags(run, layout))
         with progress("training", config.train.steps, start=run.done) as meter:
             checkpoint = fit(run, layout, tracker.run_id, _Watcher(meter, tracker))
-        evaluate_and_show(
-            checkpoint, Path(config.data.val or ""), config, layout, run.directory / "evaluation", tracker
-        )
+        evaluate_and_show(checkpoint, config.data.val or "", config, layout, run.directory / "evaluation", tracker)
         tracker.log_artifact(checkpoint, "checkpoint")
         status = "FINISHED"
     except KeyboardInterrupt:

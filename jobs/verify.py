@@ -21,7 +21,7 @@ SHOWN = 10  # classes, and problems
 def verify(location: str, *, workers: int | None, as_json: bool) -> None:
     """Check shards and show what was found."""
     storage = Storage.at(location)
-    images = load_manifest(storage.local or storage).images  # type: ignore[arg-type]
+    images = load_manifest(storage).images
     begin = time.monotonic()
     with progress(f"verifying {storage.name}", images) as meter:
         report = verify_shards(storage, workers, meter.reach)

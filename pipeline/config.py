@@ -8,6 +8,7 @@ from model.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Limit, ModelConfi
 
 Precision = Literal["bf16", "float32"]
 Engine = Literal["hotcoco", "pycocotools"]
+Decode = Literal["worker", "cluster"]
 Resize = Literal["shortest", "jitter"]
 
 
@@ -62,12 +63,14 @@ class DataConfig(Section):
         "mix_weights": NOT_NEGATIVE,
         "max_instance_pixels": COUNT,
         "task_rows": COUNT,
+        "read_tasks": COUNT,
+        "chunk_mb": COUNT,
         "window_groups": COUNT,
         "aspect_buckets": COUNT,
     }
 
-    train: str | tuple[str, ...] | None = None  # directory of shards, or several that are mixed
-    val: str | None = None  # directory of shards
+    train: str | tuple[str, ...] | None = None  # directory or URI of shards, or several that are mixed
+    val: str | None = None  # directory or URI of shards
     train_sizes_px: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # shorter side, one drawn a batch
     train_max_size_px: int = 1333  # longer side at most
     test_size_px: int = 800
@@ -77,9 +80,12 @@ class DataConfig(Section):
     repeat_threshold: float | None = None  # share of images below which a class is repeated; null: no repeating
     mix_weights: tuple[float, ...] | None = None  # shares of samples of each of `train`; null: all samples alike
     max_instance_pixels: int | None = 200_000_000  # instances of the most crowded image x pixels of the padded batch
+    decode: Decode = "worker"  # pictures are decoded by threads of the workers, or by Ray tasks on the whole cluster
     decode_threads: int | None = None  # a worker; null: one a CPU of the worker
     prefetch_batches: int = 4  # decoded batches kept ready a worker
     task_rows: int = 64  # rows one Ray Data task reads
+    read_tasks: int = 2  # at once, a worker
+    chunk_mb: int = 256  # encoded pictures of one Ray data set; a run is a sequence of data sets
     window_groups: int = 512  # Parquet row groups whose rows are shuffled together
     aspect_buckets: int = 2  # batches hold images of one range of width / height
 

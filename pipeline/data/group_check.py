@@ -70,12 +70,10 @@ def _check_group(part: Part, storage: Storage, file: pa.NativeFile, parquet: pq.
     assert task.index_rows is not None
     listed = [row for row in task.index_rows.to_pylist() if row["row_group"] == group]
     expected = {row["row"]: row for row in listed}
-    encoded = b""
     try:
         table = parquet.read_row_group(group, use_threads=False)
         records = to_records(table)
-        if any(row["offset"] for row in listed):
-            encoded = storage.read_at(file, column.data_page_offset, column.total_compressed_size)
+        encoded = storage.read_at(file, column.data_page_offset, column.total_compressed_size)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException, ValueError) as error:
@@ -144,7 +142,7 @@ def _against_index(record: Record, row: dict[str, Any] | None, encoded: bytes, s
     }
     wrong = [f"{name} {row[name]}, the row's is {value}" for name, value in numbers.items() if row[name] != value]
     found = [Finding("the index disagrees with the row", "; ".join(wrong))] if wrong else []
-    at = row["offset"] - start  # 0 in the index: written without places
-    if row["offset"] and (at < 0 or encoded[at : at + len(record["image"])] != record["image"]):
+    at = row["offset"] - start
+    if at < 0 or encoded[at : at + len(record["image"])] != record["image"]:
         found.append(Finding("the index places the picture elsewhere", f"offset {row['offset']}"))
     return found

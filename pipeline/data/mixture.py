@@ -4,7 +4,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ def load_mixture(train: str | tuple[str, ...]) -> pa.Table:
     """
     parts = []
     for number, location in enumerate(locations(train)):
-        index = load_index(Path(location))
+        index = load_index(location)
         parts.append(index.append_column(_DATASET, pa.array(np.full(index.num_rows, number, np.int32))))
     return pa.concat_tables(parts).combine_chunks()
 
@@ -41,7 +40,7 @@ def join_manifests(train: str | tuple[str, ...]) -> Manifest:
         DataError: one of them cannot be read.
     """
     places = locations(train)
-    manifests = [load_manifest(Path(place)) for place in places]
+    manifests = [load_manifest(place) for place in places]
     first = manifests[0]
     for place, other in zip(places[1:], manifests[1:], strict=True):
         if other.class_names != first.class_names:

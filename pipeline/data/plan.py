@@ -35,6 +35,11 @@ class PlannedBatch:
     size_px: int  # shorter side for every image of the batch
     bounded: bool  # a larger size was drawn, but would have passed max_instance_pixels
 
+    @property
+    def all_rows(self) -> Int64:
+        """What has to be read: `rows`, then those of the partners that there are."""
+        return np.concatenate([self.rows, self.partners[self.partners != NO_PARTNER]])
+
     def share(self, rank: int, world: int) -> "PlannedBatch":
         """The slice of worker `rank` out of `world`."""
         count = len(self.rows) // world
@@ -221,4 +226,5 @@ def plan_of(config: RunConfig) -> Plan:
         rates=rates,
         max_instance_pixels=data.max_instance_pixels,
         divisor=config.model.input.divisor,
+        copy_paste_probability=data.augment.copy_paste_probability,
     )

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 
 from pipeline.data import problems
 from pipeline.data.group_check import Part, Task, run_task
+from pipeline.data.manifest import INDEX, QUARANTINE, Manifest, load_manifest, shard_number
 from pipeline.data.problems import Findings, Problem
 from pipeline.data.quarantine import DataError
 from pipeline.data.records import INDEX_SCHEMA, SCHEMA
-from pipeline.data.shards import INDEX, QUARANTINE, Manifest, load_manifest
 from pipeline.data.statistics import Statistics, merge
 from pipeline.data.storage import Storage
 
@@ -61,7 +61,7 @@ def verify_shards(
     `progress` gets the number of images done. Raises DataError where there are no complete shards, StorageError.
     """
     storage = Storage.at(location)
-    manifest = load_manifest(storage.local or storage)  # type: ignore[arg-type]
+    manifest = load_manifest(storage)
     faults, classes = Findings(), len(manifest.class_names)
     tasks = list(_tasks(storage, manifest, faults))
     if workers is None:  # a process needs about a second to start, in which one checks about 100 images
@@ -89,14 +89,13 @@ def verify_shards(
 
 def _tasks(storage: Storage, manifest: Manifest, faults: Findings) -> Iterator[Task]:
     """All work; what cannot be opened, or is not where the index says, becomes a fault here."""
-    declared = getattr(manifest, "keypoints", None)
-    keypoints = None if declared is None else len(declared.names)
+    keypoints = None if manifest.keypoints is None else len(manifest.keypoints.names)
     base = Task(storage.uri, INDEX, 0, None, manifest.index_sha256, None, len(manifest.class_names), keypoints)
     yield base
     index = _read_index(storage, faults)
     claimed = 0
     for number, shard in enumerate(manifest.shards):
-        mine = index.filter(pc.equal(index["shard"], _number(shard.name, number)))
+        mine = index.filter(pc.equal(index["shard"], shard_number(shard.name)))
         if storage.size(shard.name) is None:
             faults.add(Problem("the file is missing", "nothing", problems.COPY, shard.name))
             claimed += mine.num_rows
@@ -125,12 +124,6 @@ def _tasks(storage: Storage, manifest: Manifest, faults: Findings) -> Iterator[T
     if claimed < index.num_rows:
         got = f"{index.num_rows - claimed} rows of shards or row groups that are not there"
         faults.add(Problem("the index names rows that are not there", got, problems.INDEX, INDEX))
-
-
-def _number(name: str, fallback: int) -> int:
-    """The number that the index gives a shard file."""
-    digits = name.removeprefix("shard-").removesuffix(".parquet")
-    return int(digits) if digits.isdigit() else fallback
 
 
 def _read_index(storage: Storage, faults: Findings) -> pa.Table:

@@ -29,12 +29,9 @@ from model.mask_rcnn import MaskRCNN
 from model.types import Batch
 from pipeline.config import RunConfig
 from pipeline.configure import from_yaml_text
-from pipeline.data.augment import draw_geometry
-from pipeline.data.collate import Collator, Work
 from pipeline.data.ledger import LedgerWriter, next_attempt
-from pipeline.data.mixture import locations
+from pipeline.data.loader import training_batches
 from pipeline.data.plan import plan_of
-from pipeline.data.stream import stream_records
 from pipeline.training.checkpoint import (
     Meta,
     checkpoint_name,
@@ -56,6 +53,7 @@ class Job:
     run_dir: str
     meta: Meta  # of the checkpoints to come; `step` is filled in
     threads: int
+    decode_cpus: float  # of the cluster, for the tasks that decode for a worker (data.decode: cluster)
     events: Queue  # to the driver
     resume: str | None  # the run's newest checkpoint when the driver looked; null: it has none
 
@@ -100,7 +98,20 @@ def _train(job: Job) -> None:
         load_optimiser(optimiser, resumed)
     if rank == 0:
         job.events.put({"kind": "start", "step": start, "world": world, "device": str(device)})
-    batches = _batches(config, job, start, rank, world)
+
+    def report_bad(sample_id: int, reason: str) -> None:
+        job.events.put({"kind": "bad_sample", "sample_id": sample_id, "reason": reason})
+
+    batches = training_batches(
+        config,
+        plan_of(config),
+        range(start, config.train.steps),
+        rank,
+        world,
+        config.data.decode_threads or job.threads,
+        job.decode_cpus,
+        report_bad,
+    )
     with LedgerWriter(Path(job.run_dir), attempt, start, rank, world) as ledger:
         _Loop(config, job, model, optimiser, device, rank, world, ledger).run(start, batches)
 
@@ -123,41 +134,6 @@ def _agree_on_start(job: Job, rank: int) -> tuple[Path | None, int]:
         step = read_meta(Path(path))[1].step
         ray.train.report({"step": step}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
     return Path(path), attempt
-
-
-def _batches(config: RunConfig, job: Job, start: int, rank: int, world: int) -> Iterator[Batch]:
-    """This worker's batches from `start` to the end, decoded ahead."""
-    data, train = config.data, config.train
-    assert data.train is not None
-    plan = plan_of(config)
-    places = [Path(place) for place in locations(data.train)]
-    shares = (plan.batch(step).share(rank, world) for step in range(start, train.steps))
-
-    def work() -> Iterator[Work]:
-        streamed = stream_records(shares, plan.index, places, data.task_rows, data.prefetch_batches)
-        for batch, records in streamed:
-            geometries = [
-                draw_geometry(
-                    record["height"],
-                    record["width"],
-                    batch.size_px,
-                    data.train_max_size_px,
-                    data.flip_probability,
-                    train.seed,
-                    int(visit),
-                    record["sample_id"],
-                )
-                for record, visit in zip(records, batch.visits, strict=True)
-            ]
-            yield records, geometries
-
-    def report_bad(sample_id: int, reason: str) -> None:
-        job.events.put({"kind": "bad_sample", "sample_id": sample_id, "reason": reason})
-
-    mask = config.model.mask
-    target = mask.target if mask is not None else "crop"
-    threads = data.decode_threads or job.threads
-    return Collator(threads, data.prefetch_batches, config.model.input.divisor, target, report_bad)(work())
 
 
 class _Loop:

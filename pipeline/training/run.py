@@ -22,6 +22,7 @@ from pipeline.data.mixture import class_difference, join_manifests, locations
 from pipeline.data.plan import plan_of
 from pipeline.data.quarantine import DataError
 from pipeline.data.shards import Manifest, load_manifest
+from pipeline.data.storage import Storage
 from pipeline.errors import UserError
 from pipeline.training.checkpoint import Meta, initialise, latest_checkpoint, read_meta
 from pipeline.training.cluster import Layout, run_config, scaling_config, torch_config
@@ -55,8 +56,8 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     if config.data.train is None or config.data.val is None:
         missing = "data.train" if config.data.train is None else "data.val"
         raise ConfigError(f"{missing} is not set; give a directory that `maskrcnn shard` wrote: {missing}=DIRECTORY")
-    places = tuple(str(Path(place).absolute()) for place in locations(config.data.train))
-    train, val = places[0] if isinstance(config.data.train, str) else places, Path(config.data.val).absolute()
+    places = tuple(Storage.at(place).uri for place in locations(config.data.train))
+    train, val = places[0] if isinstance(config.data.train, str) else places, Storage.at(config.data.val)
     manifest, held_out = join_manifests(train), load_manifest(val)
     if manifest.class_names != held_out.class_names:
         raise ConfigError(
@@ -83,7 +84,7 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     config = replace(
         config,
         model=replace(config.model, classes=classes),
-        data=replace(config.data, train=train, val=str(val)),
+        data=replace(config.data, train=train, val=val.uri),
         init=replace(config.init, weights=weights),
         train=replace(config.train, name=name),
         cluster=replace(config.cluster, runs_dir=str(runs_dir)),
@@ -170,7 +171,7 @@ def fit(run: Run, layout: Layout, mlflow_run_id: str | None, on_event: Callable[
     )
     events = Queue(actor_options={"num_cpus": 0})
     resume = None if run.resume is None else str(run.resume)
-    job = Job(to_yaml(run.config), str(run.directory), meta, layout.threads, events, resume)
+    job = Job(to_yaml(run.config), str(run.directory), meta, layout.threads, layout.decode_cpus, events, resume)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},

@@ -24,7 +24,7 @@ def called(monkeypatch):
     """Replace every verb by a recorder: calls are (name, args, kwargs)."""
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
     for module, names in {
-        "shard": ["shard_coco", "shard_shapes"],
+        "shard": ["shard_coco", "shard_shapes", "migrate"],
         "train": ["train"],
         "evaluate": ["evaluate_checkpoint"],
         "predict": ["predict"],
@@ -50,29 +50,34 @@ def run(*words: str):
             "shard coco --annotations a.json --images img --out shards",
             (
                 "shard_coco",
-                (Path("a.json"), Path("img"), Path("shards")),
-                {"strict": False, "overwrite": False, "rows_per_shard": None},
+                (Path("a.json"), "img", "shards"),
+                {"strict": False, "overwrite": False, "rows_per_shard": None, "workers": None},
             ),
         ),
         (
-            "shard coco --annotations a.json --images img --out s --strict --overwrite --rows-per-shard 7",
+            "shard coco --annotations a.json --images s3://b/img --out s3://b/s --strict --overwrite --rows-per-shard 7"
+            " --workers 3",
             (
                 "shard_coco",
-                (Path("a.json"), Path("img"), Path("s")),
-                {"strict": True, "overwrite": True, "rows_per_shard": 7},
+                (Path("a.json"), "s3://b/img", "s3://b/s"),
+                {"strict": True, "overwrite": True, "rows_per_shard": 7, "workers": 3},
             ),
         ),
         (
             "shard shapes --out data/shapes --train-images 9 --val-images 3 --seed 5",
             ("shard_shapes", (Path("data/shapes"),), {"train_images": 9, "val_images": 3, "seed": 5}),
         ),
+        (
+            "shard migrate old --out s3://b/new --workers 2",
+            ("migrate", ("old", "s3://b/new"), {"overwrite": False, "workers": 2}),
+        ),
         ("train c.yaml", ("train", (Path("c.yaml"), []), {})),
         ("train c.yaml a.b=1 c=[1,2]", ("train", (Path("c.yaml"), ["a.b=1", "c=[1,2]"]), {})),
         (
             "evaluate ckpt --data shards evaluate.max_images=5 --out here",
-            ("evaluate_checkpoint", (Path("ckpt"), Path("shards"), ["evaluate.max_images=5"], Path("here")), {}),
+            ("evaluate_checkpoint", (Path("ckpt"), "shards", ["evaluate.max_images=5"], Path("here")), {}),
         ),
-        ("evaluate ckpt --data shards", ("evaluate_checkpoint", (Path("ckpt"), Path("shards"), [], None), {})),
+        ("evaluate ckpt --data shards", ("evaluate_checkpoint", (Path("ckpt"), "shards", [], None), {})),
         (
             "predict ckpt a.jpg dir --out here --score 0.7",
             ("predict", (Path("ckpt"), [Path("a.jpg"), Path("dir")], Path("here")), {"score": 0.7}),

@@ -10,10 +10,13 @@ import pytest
 from PIL import Image
 from tiny_coco import TinyCoco, jpeg
 
-from pipeline.data import rle, shards
+from pipeline.data import rle
 from pipeline.data.coco import read_coco
 from pipeline.data.quarantine import DataError, Quarantine
-from pipeline.data.records import Record
+from pipeline.data.records import SCHEMA, Record
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.sharding import shard_dataset
+from pipeline.data.shards import load_index, to_records
 from pipeline.data.source import Dataset
 
 
@@ -355,7 +358,7 @@ def test_quarantine_file(tiny: TinyCoco, tmp_path: Path) -> None:
     tiny.content["annotations"] += [tiny.square(7, 3, bbox=[1, 1, 0, 0]), tiny.square(5, 1, bbox=[1, 1, 0, 0])]
     dataset = tiny.read()
     records(dataset)
-    dataset.quarantine.write(tmp_path / "quarantine.jsonl")
+    (tmp_path / "quarantine.jsonl").write_text(dataset.quarantine.to_jsonl())
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert lines[0] == {
         "kind": "image",
@@ -376,5 +379,5 @@ def test_boxes_keep_float64(tiny: TinyCoco, tmp_path: Path) -> None:
     tiny.content["annotations"][0]["bbox"] = [10.1, 5.3, 20.7, 20.2]
     (record,) = (r for r in records(tiny.read()) if r["sample_id"] == 1)
     assert record["boxes"] == [[10.1, 5.3, 10.1 + 20.7, 5.3 + 20.2]]
-    shards.write_shards(tiny.read(), tmp_path)
-    assert record in shards.read_rows(tmp_path / shards.shard_name(0), 0, [0, 1, 2])
+    shard_dataset(tiny.read(), tmp_path)
+    assert record in to_records(read_rows(tmp_path, load_index(tmp_path), SCHEMA.names))

@@ -14,7 +14,7 @@ from tiny_coco import TinyCoco
 
 from pipeline.data.coco import read_coco
 from pipeline.data.quarantine import DataError, Quarantine
-from pipeline.data.shards import write_shards
+from pipeline.data.sharding import shard_dataset
 from pipeline.data.verify import Report, verify_shards
 
 
@@ -159,7 +159,7 @@ def test_the_index_places_each_picture(shards: Path) -> None:
         spoil_rows(shards, lambda rows: None, shard)
     index = pq.read_table(shards / "index.parquet").to_pylist()
     assert min(row["offset"] for row in index) > 0 and found(shards) == {}
-    for wrong in (index[5]["offset"], index[4]["offset"] - 1, 4, 10**9):
+    for wrong in (0, index[5]["offset"], index[4]["offset"] - 1, 4, 10**9):
         spoil_index(shards, lambda rows, wrong=wrong: rows[4].update(offset=wrong))
         assert found(shards) == {"the index places the picture elsewhere": 1}
 
@@ -214,7 +214,7 @@ def test_quarantine_and_crowd(tiny: TinyCoco, tmp_path: Path) -> None:
     tiny.content["annotations"][0]["iscrowd"] = 1
     tiny.content["annotations"][1]["bbox"] = [0, 0, 0, 0]
     (tiny.images / "3.jpg").unlink()
-    write_shards(tiny.read(), tmp_path / "out")
+    shard_dataset(tiny.read(), tmp_path / "out")
     report = verify_shards(tmp_path / "out", workers=1)
     assert report.sound and report.manifest.counts["quarantined_annotations"] == 1
     summary = report.statistics.summary()
@@ -223,7 +223,7 @@ def test_quarantine_and_crowd(tiny: TinyCoco, tmp_path: Path) -> None:
 
 def test_real_coco(coco_small: Path, tmp_path: Path) -> None:
     source = coco_small / "annotations/instances_val2017.json"
-    write_shards(read_coco(source, coco_small / "val2017", Quarantine()), tmp_path, rows_per_shard=64)
+    shard_dataset(read_coco(source, coco_small / "val2017", Quarantine()), tmp_path, rows_per_shard=64)
     report: Report = verify_shards(tmp_path, workers=2)
     assert report.sound
     assert sum(report.notes.counts.values()) == 21
@@ -260,7 +260,7 @@ def test_memory_is_a_row_group(tiny: TinyCoco, tmp_path: Path) -> None:
             {"id": number, "file_name": "noise.png", "height": 1000, "width": 700} for number in range(images)
         ]
         tiny.content["annotations"] = []
-        write_shards(tiny.read(strict=True), tmp_path / str(images), rows_per_group=1)
+        shard_dataset(tiny.read(strict=True), tmp_path / str(images), rows_per_group=1)
         # Not ru_maxrss, in which a child begins with what its parent had.
         done = subprocess.run(
             [sys.executable, "-c", MEMORY, str(tmp_path / str(images))], capture_output=True, text=True, check=True

@@ -14,10 +14,11 @@ from model.mask_rcnn import MaskRCNN
 from model.types import Batch
 from pipeline.config import OptimConfig, RunConfig
 from pipeline.configure import to_yaml
-from pipeline.data.augment import Geometry
-from pipeline.data.collate import Collator
+from pipeline.data.augment import plain_recipe
+from pipeline.data.collate import Work, collate
 from pipeline.data.ledger import LedgerWriter, next_attempt, read_ledger
-from pipeline.data.shards import load_index, read_rows, shard_name
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.shards import load_index, to_records
 from pipeline.training.loop import Job, NotFiniteError, _Loop
 from pipeline.training.optim import make_sgd, peak_lr
 
@@ -30,11 +31,9 @@ class Events(list[dict[str, Any]]):
 
 @pytest.fixture(scope="module")
 def batch(shapes: Path) -> Batch:
-    index = load_index(shapes / "train").slice(0, 2).to_pylist()
-    records = [read_rows(shapes / "train" / shard_name(r["shard"]), r["row_group"], [r["row"]])[0] for r in index]
-    geometries = [Geometry(r["height"], r["width"], r["height"], r["width"], False) for r in records]
-    (made,) = Collator(1, 0, 32, "crop", lambda *_: None)([(records, geometries)])
-    return made
+    records = to_records(read_rows(shapes / "train", load_index(shapes / "train").slice(0, 2)))
+    work = [Work(r, plain_recipe(r["height"], r["width"], min(r["height"], r["width"]), 999)) for r in records]
+    return collate(work, 32, "crop", None, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +49,7 @@ def make_loop(model: MaskRCNN | None = None, rank: int = 0, **changes: Any) -> t
     )
     model, events = model or tiny_model(), Events()
     model.train()
-    job = Job(to_yaml(config), "", META, 1, events, None)  # type: ignore[arg-type]
+    job = Job(to_yaml(config), "", META, 1, 0.0, events, None)  # type: ignore[arg-type]
     ledger = LedgerWriter(Path(), next_attempt(Path()), 0, rank, 1)
     return _Loop(config, job, model, make_sgd(model, optim), torch.device("cpu"), rank, 1, ledger), events
 
