@@ -91,7 +91,7 @@ def test_a_name_that_is_not_utf8(folder: Path, tmp_path: Path) -> None:
     assert [r["sample_id"] for r in records(dataset)] == [1, 2, 3, 4, 6]
     (bad,) = dataset.quarantine.samples
     assert (bad.sample_id, bad.file_name, bad.reason) == (5, "bad\\udcff.jpg", "file name is not UTF-8")
-    dataset.quarantine.write(tmp_path / "quarantine.jsonl")
+    (tmp_path / "quarantine.jsonl").write_text(dataset.quarantine.to_jsonl(), encoding="utf-8")
 
 
 def test_no_pictures(tmp_path: Path) -> None:
