@@ -5,7 +5,7 @@ Each worker runs data sets of its own over its share of every batch, so that wor
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -179,11 +179,12 @@ def _lists(keys: pa.Table) -> dict[str, object]:
     return {key: keys[key].to_pylist() for key in KEYS}
 
 
-def _regroup(tables: Iterator[pa.Table], counts: Sequence[int]) -> Iterator[list[Record]]:
+def _regroup(tables: Iterable[pa.Table], counts: Sequence[int]) -> Iterator[list[Record]]:
     """Records in groups of `counts`, from tables of any length."""
     held: list[Record] = []
+    left = iter(tables)
     for count in counts:
         while len(held) < count:
-            held += to_records(next(tables))
+            held += to_records(next(left))
         yield held[:count]
         held = held[count:]
