@@ -28,7 +28,12 @@ ROOMS = {
     "mlflow": ("pipeline/tracking/",),
     "typer": ("jobs/",),
 }
-MODEL_LIBRARIES = {"torch": ("model/",), "torchvision": ("model/",), "safetensors": ("model/weights/",)}
+MODEL_LIBRARIES = {
+    "torch": ("model/",),
+    "torchvision": ("model/",),
+    "safetensors": ("model/weights/",),
+    "triton": ("model/ops/nms_triton.py",),
+}
 
 
 def name_of(path: Path) -> str:

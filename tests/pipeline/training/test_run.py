@@ -97,7 +97,7 @@ def test_other_classes_in_val(
 
 
 def test_held_out_data_without_an_image(config: RunConfig, shapes: Path, tmp_path: Path) -> None:
-    val = copied(shapes / "val", tmp_path / "val", lambda m: m.update(counts=dict.fromkeys(m["counts"], 0)))
+    val = copied(shapes / "val", tmp_path / "val", lambda m: m.update(counts=dict.fromkeys(m["counts"], 0), shards=[]))
     with pytest.raises(DataError, match=r"data\.val, .*/val, holds no image to evaluate on; look at the summary"):
         prepare(replace(config, data=replace(config.data, val=val)), "x")
 
