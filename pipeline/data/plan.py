@@ -17,7 +17,7 @@ from pipeline.data.augment import resized
 from pipeline.data.mixture import load_mixture
 from pipeline.data.quarantine import DataError
 from pipeline.data.rates import Float64, Int64, Rates, mixed_rates, repeat_factors
-from pipeline.data.shuffle import in_batches, shuffle
+from pipeline.data.shuffle import Places, in_batches, shuffle
 
 NO_PARTNER = -1
 SMALLEST_PX = 32  # shorter side below which a crowded batch is not scaled down further
@@ -107,7 +107,7 @@ class Plan:
         self.max_instance_pixels = max_instance_pixels
         self.copy_paste_probability = copy_paste_probability
         self.rates = Rates(rates, index.num_rows, seed)
-        self.group = row_groups(index)
+        self.places = places_of(index)
         self._sample_id, self._instances = index["sample_id"].to_numpy(), index["instances"].to_numpy()
         self._height, self._width = index["height"].to_numpy(), index["width"].to_numpy()
         edges = 2.0 ** np.linspace(-1, 1, aspect_buckets + 1)[1:-1]
@@ -154,7 +154,7 @@ class Plan:
         entries = np.repeat(np.arange(self.samples), counts)  # [length], rows
         nth = np.arange(len(entries)) - np.repeat(np.cumsum(counts) - counts, counts)  # of a row in this epoch
         visits = before[entries] + nth
-        order = shuffle(self.group[entries], self.window_groups, np.random.default_rng((self.seed, 0, epoch)))
+        order = shuffle(entries, self.places, self.window_groups, np.random.default_rng((self.seed, 0, epoch)))
         head = min(-self.rates.length_before(epoch) % self.batch_images, len(entries))
         order = order[in_batches(self.bucket[entries[order]], self.batch_images, head)]
         return _Epoch(entries[order], visits[order])
@@ -189,11 +189,17 @@ class Plan:
         return partners
 
 
-def row_groups(index: pa.Table) -> Int64:
-    """int64 [N]: the row group of each row of an index or of a mixture, numbered from 0 over all shards."""
-    names = [name for name in ("dataset", "shard", "row_group") if name in index.column_names]
-    keys = np.stack([index[name].to_numpy() for name in names], 1)
-    return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+def places_of(index: pa.Table) -> Places:
+    """Where the rows of an index or of a mixture lie, row groups and shards numbered from 0."""
+    shard_keys = [name for name in ("dataset", "shard") if name in index.column_names]
+    shard = _number([index[name].to_numpy() for name in shard_keys])
+    group = _number([shard, index["row_group"].to_numpy()])
+    return Places(group, shard[np.unique(group, return_index=True)[1]])
+
+
+def _number(keys: list[Int64]) -> Int64:
+    """int64 [N]: equal keys have equal numbers, which count from 0 in the order of the keys."""
+    return np.unique(np.stack(keys, 1), axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def plan_of(config: RunConfig) -> Plan:

@@ -8,10 +8,10 @@ out together.
 import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,9 @@ COLUMNS = tuple(name for name in SCHEMA.names if name != "semantic")  # what is 
 GAP_BYTES = 4096  # what lies between two ranges is read too where that spares a request
 OPEN_SHARDS = 64  # a process keeps the metadata (0.2 % of a shard) and the handle of so many
 FOOTER_BYTES = 128 << 10  # read at once at the end of a shard; more where that does not hold its metadata
-REQUESTS = 16  # at once to an object store, a call
+REQUESTS = 16  # at once to an object store, a call; and in each shard of it
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass
@@ -40,6 +42,11 @@ class Traffic:
     read_bytes: int = 0  # of all ranges requested: small columns, pictures, gaps; not the metadata
     metadata_bytes: int = 0  # of the shards' footers, once a shard and process
     requests: int = 0
+
+    def add(self, other: "Traffic") -> None:
+        """Count what `other` has counted too."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
 
 class _Range(NamedTuple):
@@ -81,12 +88,17 @@ def read_rows(
     names = [name for name in SCHEMA.names if name in columns]
     small = [name for name in names if name != "image"]
     pictures: list[bytes] = [b""] * rows.num_rows
+    members = [np.flatnonzero(keys["shard"] == shard) for shard in np.unique(keys["shard"])]
+
+    def read(member: npt.NDArray[np.int64]) -> tuple[pa.Table, list[bytes], Traffic]:
+        wanted, own = {key: column[member] for key, column in keys.items()}, Traffic()
+        name = shard_name(int(wanted["shard"][0]))
+        return *_read_shard(storage, name, wanted, small, "image" in names, own), own
+
     parts, places = [], np.empty(rows.num_rows, dtype=np.int64)
     base = 0
-    for shard in np.unique(keys["shard"]):
-        member = np.flatnonzero(keys["shard"] == shard)
-        wanted = {key: column[member] for key, column in keys.items()}
-        part, images = _read_shard(storage, shard_name(int(shard)), wanted, small, "image" in names, traffic)
+    for member, (part, images, own) in zip(members, _map(storage, read, members), strict=True):
+        traffic.add(own)
         for place, picture in zip(member, images, strict=bool(images)):
             pictures[place] = picture
         parts.append(part)
@@ -161,12 +173,15 @@ def _fetch(storage: Storage, file: pa.NativeFile, ranges: list[_Range], into: mm
 
     traffic.requests += len(ranges)
     traffic.read_bytes += sum(part.end - part.start for part in ranges)
-    if storage.local is not None or len(ranges) < 2:
-        for part in ranges:
-            fetch(part)
-        return
-    with ThreadPoolExecutor(min(REQUESTS, len(ranges))) as pool:
-        list(pool.map(fetch, ranges))
+    list(_map(storage, fetch, ranges))
+
+
+def _map(storage: Storage, do: Callable[[_T], _R], items: Sequence[_T]) -> Iterable[_R]:
+    """`do` of each of `items`; on an object store, where each waits for answers, at once."""
+    if storage.local is not None or len(items) < 2:
+        return map(do, items)
+    with ThreadPoolExecutor(min(REQUESTS, len(items))) as pool:
+        return list(pool.map(do, items))
 
 
 _cache: OrderedDict[tuple[Storage, str], _Opened] = OrderedDict()  # most recently used last

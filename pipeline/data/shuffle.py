@@ -1,5 +1,8 @@
 """The order within an epoch: row groups shuffled in windows, so that reading stays local, and batches of one aspect.
 
+An epoch goes through the shards, a few at a time in random order: of these the row groups are shuffled, and of a window
+of row groups the rows. So few shards are open at once, and their metadata is read once an epoch.
+
 `measure_window` says how random that is. A sample should meet other samples in each epoch; a small window brings the
 row group of its shard along each time. The share of its batch mates that it had in the epoch before too, over that
 share where everything is shuffled together, is 1 for a perfect shuffle and grows as the window shrinks.
@@ -13,19 +16,34 @@ import numpy.typing as npt
 Int64 = npt.NDArray[np.int64]
 
 
-def shuffle(group: Int64, window_groups: int, generator: np.random.Generator) -> Int64:
-    """A permutation of the entries 0..n-1, window after window of `window_groups` whole row groups.
+SHARDS_TOGETHER = 32  # whose row groups are shuffled together; shard_rows.py keeps twice as many open
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each of N samples lies: in which row group, and each of the G row groups in which shard."""
+
+    group: Int64  # [N], 0..G-1
+    shard: Int64  # [G], 0..S-1
+
+
+def shuffle(entries: Int64, places: Places, window_groups: int, generator: np.random.Generator) -> Int64:
+    """A permutation of the positions 0..n-1 of `entries`, window after window of `window_groups` whole row groups.
 
     Args:
-        group: int64 [n], the row group of each entry, from 0.
+        entries: int64 [n], samples; each may occur more than once, or not at all.
+        places: of all samples.
         window_groups: row groups shuffled together.
         generator: of the randomness.
     """
-    if not len(group):
+    if not len(entries):
         return np.empty(0, dtype=np.int64)
-    rank_of_group = generator.permutation(int(group.max()) + 1)
-    window = rank_of_group[group] // window_groups  # [n]
-    return np.lexsort((generator.random(len(group)), window))
+    turn = generator.permutation(int(places.shard.max()) + 1) // SHARDS_TOGETHER  # [S]
+    order = np.lexsort((generator.random(len(places.shard)), turn[places.shard]))
+    rank_of_group = np.empty_like(order)
+    rank_of_group[order] = np.arange(len(order))
+    window = rank_of_group[places.group[entries]] // window_groups  # [n]
+    return np.lexsort((generator.random(len(entries)), window))
 
 
 def in_batches(bucket: Int64, batch: int, head: int) -> Int64:
@@ -61,7 +79,7 @@ class WindowFigures:
 
 
 def measure_window(
-    group: Int64,
+    places: Places,
     bucket: Int64,
     *,
     window_groups: int,
@@ -73,28 +91,29 @@ def measure_window(
     """How random and how local an order is, each sample once an epoch.
 
     Args:
-        group: int64 [N], the row group of each sample, from 0.
-        bucket: int64 [N], its aspect bucket.
+        places: of N samples.
+        bucket: int64 [N], the aspect bucket of each.
         window_groups: row groups shuffled together.
         batch_images: global batch; must be at least 2.
         task_rows: rows one task reads, of one worker that reads all.
         epochs: pairs of following epochs that are counted; more are more exact.
         seed: of the shuffles.
     """
-    n, tasks = len(group), -(-len(group) // task_rows)
+    n = len(places.group)
+    tasks = -(-n // task_rows)
     task = np.arange(n) // task_rows
-    groups = int(group.max()) + 1
+    groups = len(places.shard)
     again = pairs = distinct = 0
     before: Int64 | None = None  # [N], the batch of each sample in the epoch before
     for epoch in range(epochs + 1):
-        order = shuffle(group, window_groups, np.random.default_rng((seed, 0, epoch)))
+        order = shuffle(np.arange(n), places, window_groups, np.random.default_rng((seed, 0, epoch)))
         order = order[in_batches(bucket[order], batch_images, 0)]
         number = np.empty(n, dtype=np.int64)
         number[order] = np.arange(n) // batch_images
         if before is not None:
             again += _pairs(before * n + number)
             pairs += _pairs(number)
-            distinct += len(np.unique(task * groups + group[order]))
+            distinct += len(np.unique(task * groups + places.group[order]))
         before = number
     # Shuffled together, a sample's mate of one epoch is any other of its bucket in the next.
     sizes = np.bincount(bucket)

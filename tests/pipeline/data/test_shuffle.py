@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.shuffle import in_batches, measure_window, shuffle
+from pipeline.data.shuffle import SHARDS_TOGETHER, Places, in_batches, measure_window, shuffle
 
 
 def filled_one_by_one(bucket: list[int], batch: int, head: int) -> list[int]:
@@ -27,15 +27,48 @@ def test_batches_fill_one_by_one(bucket: list[int], batch: int, data: st.DataObj
     assert found.tolist() == filled_one_by_one(bucket, batch, head)
 
 
+def in_shards(shards: int, groups: int, per_group: int = 1) -> Places:
+    """`groups` row groups a shard."""
+    return Places(np.repeat(np.arange(shards * groups), per_group), np.repeat(np.arange(shards), groups))
+
+
 def test_nothing_to_shuffle() -> None:
-    assert shuffle(np.empty(0, dtype=np.int64), 4, np.random.default_rng(0)).tolist() == []
+    nothing = np.empty(0, dtype=np.int64)
+    assert shuffle(nothing, in_shards(1, 3), 4, np.random.default_rng(0)).tolist() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_shards_are_open_at_once_and_each_once_an_epoch(seed: int) -> None:
+    places = in_shards(100, 8, 4)
+    entries = np.arange(len(places.group))
+    order = shuffle(entries, places, 16, np.random.default_rng(seed))
+    assert sorted(order.tolist()) == entries.tolist()
+    shard = places.shard[places.group[order]]
+    first = {int(s): int(np.flatnonzero(shard == s)[0]) for s in range(100)}
+    last = {int(s): int(np.flatnonzero(shard == s)[-1]) for s in range(100)}
+    for position in range(0, len(order), 64):
+        opened = [s for s in range(100) if first[s] <= position <= last[s]]
+        assert len(opened) <= 2 * SHARDS_TOGETHER
+    turns = [set(part.tolist()) for part in np.split(shard, [32 * 32, 64 * 32, 96 * 32])]
+    assert [len(turn) for turn in turns] == [32, 32, 32, 4] and len(set.union(*turns)) == 100
+    other = shuffle(entries, places, 16, np.random.default_rng(seed + 1))
+    assert set(places.shard[places.group[other]][: 32 * 32].tolist()) != turns[0]
+
+
+def test_entries_may_repeat_and_be_missing() -> None:
+    places = in_shards(40, 2, 3)
+    entries = np.repeat([5, 17, 200, 239], [4, 1, 2, 3])
+    order = shuffle(entries, places, 1, np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(10))
+    window = places.group[entries[order]]
+    assert np.count_nonzero(np.diff(window)) == 3  # each group by itself
 
 
 def figures(window: int, groups: int = 500, per_group: int = 8, **more: int) -> tuple[float, float]:
     group = np.repeat(np.arange(groups), per_group)
     bucket = np.zeros(len(group), dtype=np.int64)
     settings = {"batch_images": 16, "task_rows": 64, "epochs": 6} | more
-    found = measure_window(group, bucket, window_groups=window, **settings)
+    found = measure_window(in_shards(1, groups, per_group), bucket, window_groups=window, **settings)
     assert found.window_groups == window
     return found.repeated_mates, found.groups_a_task
 
@@ -60,7 +93,7 @@ def test_a_small_window_repeats_mates_as_theory_says(window: int) -> None:
 
 
 def test_smaller_windows_read_fewer_groups_and_repeat_more() -> None:
-    found = [figures(window) for window in (8, 32, 128, 500)]
+    found = [figures(window) for window in (8, 32, 128)]
     assert [repeated for repeated, _ in found] == sorted([repeated for repeated, _ in found], reverse=True)
     assert [distinct for _, distinct in found] == sorted(distinct for _, distinct in found)
     assert found[0][1] <= 16.5  # of at most two windows of 8
