@@ -269,3 +269,17 @@ def benchmark_accuracy(
     from jobs.benchmark import benchmark_accuracy as run
 
     run(config, overrides or [], seeds, threads)
+
+
+@benchmark_app.command("data")
+def benchmark_data(
+    annotations: Annotated[Path, typer.Option(help="COCO instances JSON.", show_default=False)],
+    images: Annotated[Path, typer.Option(help="Directory of the images.", show_default=False)],
+    threads: Annotated[int, typer.Option(min=1, help="Threads, tasks or processes that decode.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that take turns; medians are shown.")] = 5,
+    epochs: Annotated[int, typer.Option(min=0, help="Also watch memory over so many epochs.")] = 0,
+) -> None:
+    """Sharding, decoding, reading and delivery of pictures, against other implementations."""
+    from jobs.benchmark_data import benchmark_data as run
+
+    run(annotations, images, threads=threads, rounds=rounds, epochs=epochs)
