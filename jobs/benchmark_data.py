@@ -75,7 +75,7 @@ def _delivery(shards: Path, threads: int, rounds: int) -> None:
         found = measure_delivery(config, STEPS, threads, rounds, meter.reach)
     bare = found[0].images_per_second
     title = (
-        f"{threads} threads, tasks or processes; {steps} batches of {BATCH_IMAGES} at {SHORTER_PX} px, {rounds} rounds"
+        f"{threads} threads, tasks or processes; {STEPS} batches of {BATCH_IMAGES} at {SHORTER_PX} px, {rounds} rounds"
     )
     table = Table("way to the training loop", "images/s", "of the bare loop", title=title)
     for one in found:
