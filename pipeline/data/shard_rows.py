@@ -7,6 +7,7 @@ out together.
 
 import mmap
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,10 +88,10 @@ def read_rows(
     keys = {key: rows[key].to_numpy() for key in ROW_KEYS}
     names = [name for name in SCHEMA.names if name in columns]
     small = [name for name in names if name != "image"]
-    pictures: list[bytes] = [b""] * rows.num_rows
+    pictures: list[memoryview] = [memoryview(b"")] * rows.num_rows
     members = [np.flatnonzero(keys["shard"] == shard) for shard in np.unique(keys["shard"])]
 
-    def read(member: npt.NDArray[np.int64]) -> tuple[pa.Table, list[bytes], Traffic]:
+    def read(member: npt.NDArray[np.int64]) -> tuple[pa.Table, list[memoryview], Traffic]:
         wanted, own = {key: column[member] for key, column in keys.items()}, Traffic()
         name = shard_name(int(wanted["shard"][0]))
         return *_read_shard(storage, name, wanted, small, "image" in names, own), own
@@ -120,7 +121,7 @@ def _read_shard(
     small: Sequence[str],
     images: bool,
     traffic: Traffic,
-) -> tuple[pa.Table, list[bytes]]:
+) -> tuple[pa.Table, list[memoryview]]:
     """Small columns and pictures of some rows of one shard, in the order asked for."""
     opened = _open(storage, name, traffic)
     size, metadata = opened.identity[0], opened.metadata
@@ -138,17 +139,20 @@ def _read_shard(
     ]
     if any(picture.start < 0 or picture.end > size for picture in pictures):
         raise _foreign(storage, name)
-    # A copy of the file in which only the requested ranges are filled: Parquet reads its columns from it, and pages
-    # that nothing is written to take no memory.
+    parts = _fetch(storage, opened.file, _joined([*ranges, *pictures]), traffic)
+    # A copy of the file in which only the small columns are filled: Parquet reads them from it, and pages that nothing
+    # is written to take no memory.
     sparse = mmap.mmap(-1, size)
-    _fetch(storage, opened.file, _joined([*ranges, *pictures]), sparse, traffic)
+    for wanted_range in ranges:
+        sparse[wanted_range.start : wanted_range.end] = _cut(parts, wanted_range)
     with pq.ParquetFile(pa.BufferReader(sparse), metadata=metadata) as file:
         table = file.read_row_groups(groups.tolist(), columns=list(small), use_threads=False)
     found = []
-    for start, end in pictures:
-        if int.from_bytes(sparse[start : start + 4], "little") != end - start - 4:
+    for picture in pictures:
+        content = _cut(parts, picture)
+        if int.from_bytes(content[:4], "little") != len(content) - 4:
             raise _foreign(storage, name)
-        found.append(sparse[start + 4 : end])
+        found.append(content[4:])
     firsts = np.cumsum([0, *(metadata.row_group(int(group)).num_rows for group in groups)])
     rows = firsts[group_of] + wanted["row"]
     if (rows >= firsts[group_of + 1]).any():
@@ -167,13 +171,24 @@ def _joined(ranges: Sequence[_Range]) -> list[_Range]:
     return joined
 
 
-def _fetch(storage: Storage, file: pa.NativeFile, ranges: list[_Range], into: mmap.mmap, traffic: Traffic) -> None:
-    def fetch(part: _Range) -> None:
-        into[part.start : part.end] = storage.read_at(file, part.start, part.end - part.start)
+def _fetch(
+    storage: Storage, file: pa.NativeFile, ranges: Sequence[_Range], traffic: Traffic
+) -> tuple[list[int], list[memoryview]]:
+    """The starts of `ranges`, which ascend, and what lies in each."""
+
+    def fetch(part: _Range) -> memoryview:
+        return memoryview(storage.read_at(file, part.start, part.end - part.start))
 
     traffic.requests += len(ranges)
     traffic.read_bytes += sum(part.end - part.start for part in ranges)
-    list(_map(storage, fetch, ranges))
+    return [part.start for part in ranges], list(_map(storage, fetch, ranges))
+
+
+def _cut(parts: tuple[list[int], list[memoryview]], wanted: _Range) -> memoryview:
+    """A range out of those fetched, without a copy."""
+    starts, contents = parts
+    number = bisect_right(starts, wanted.start) - 1
+    return contents[number][wanted.start - starts[number] : wanted.end - starts[number]]
 
 
 def _map(storage: Storage, do: Callable[[_T], _R], items: Sequence[_T]) -> Iterable[_R]:
