@@ -83,7 +83,7 @@ class DataConfig(Section):
     decode: Decode = "worker"  # pictures are decoded by threads of the workers, or by Ray tasks on the whole cluster
     decode_threads: int | None = None  # a worker; null: one a CPU of the worker
     prefetch_batches: int = 4  # decoded batches kept ready a worker
-    task_rows: int = 64  # rows one Ray Data task reads
+    task_rows: int = 128  # rows one Ray Data task reads
     read_tasks: int = 2  # at once, a worker
     chunk_mb: int = 256  # encoded pictures of one Ray data set; a run is a sequence of data sets
     window_groups: int = 512  # Parquet row groups whose rows are shuffled together
