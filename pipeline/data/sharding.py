@@ -141,7 +141,7 @@ def _on_ray(
     from ray.exceptions import RayTaskError
 
     from pipeline.config import ClusterConfig
-    from pipeline.training.cluster import start_ray
+    from pipeline.ray_cluster import start_ray
 
     start_ray(ClusterConfig())
     cpus = ray.cluster_resources().get("CPU", 1.0)

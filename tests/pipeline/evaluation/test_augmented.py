@@ -11,7 +11,8 @@ from pipeline.data import rle
 from pipeline.data.collate import collate
 from pipeline.data.images import ImageError
 from pipeline.data.records import Record
-from pipeline.data.shards import load_index, read_rows, shard_name
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.shards import load_index, to_records
 from pipeline.data.source import Keypoints
 from pipeline.evaluation.augmented import draw_inputs, draw_work, each_kind, from_batch
 
@@ -20,8 +21,8 @@ KEYPOINTS = Keypoints(("nose", "left", "right"), (0, 2, 1), ((0, 1), (0, 2)))
 
 @pytest.fixture(scope="module")
 def records(shapes: Path) -> list[Record]:
-    rows = load_index(shapes / "train").slice(0, 2).to_pylist()
-    records = [read_rows(shapes / "train" / shard_name(r["shard"]), r["row_group"], [r["row"]])[0] for r in rows]
+    rows = load_index(shapes / "train").slice(0, 2)
+    records = to_records(read_rows(shapes / "train", rows))
     for record in records:
         x, y = np.array(record["boxes"][0])[[0, 1]] // 1
         record["keypoints"] = [[x, y, 2.0, 10, 10, 1, 0, 0, 0] if i == 0 else [] for i in range(len(record["boxes"]))]
