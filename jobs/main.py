@@ -91,6 +91,13 @@ def inspect(
         str | None, typer.Option(help="Draw this sample: its id or file name.", show_default=False)
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Write a report with charts of the whole data set.")] = False,
+    augment: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG", help="Draw the sample beside what it trains as with this YAML file.", show_default=False
+        ),
+    ] = None,
+    overrides: Overrides = None,
     out_path: Annotated[
         Path | None,
         typer.Option(
@@ -100,10 +107,10 @@ def inspect(
         ),
     ] = None,
 ) -> None:
-    """Look at one sample with its annotations, or at charts of all of them."""
+    """Look at one sample with its annotations, at what augmentation makes of it, or at charts of all samples."""
     from jobs.inspect import inspect as run
 
-    run(shards, sample=sample, stats=stats, out_path=out_path)
+    run(shards, sample=sample, stats=stats, augment=augment, overrides=overrides or [], out_path=out_path)
 
 
 @app.command()
