@@ -12,9 +12,10 @@ from pipeline.data.storage import Storage
 from pipeline.evaluation.evaluate import Evaluation, check_classes, evaluate
 from pipeline.evaluation.predict import choose_rows
 from pipeline.evaluation.tables import ap_table, per_class_table
+from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.training.checkpoint import read_meta
-from pipeline.training.cluster import Layout, plan_workers, start_ray
+from pipeline.training.cluster import Layout, plan_workers
 
 
 def evaluate_checkpoint(checkpoint: Path, data: str, overrides: Sequence[str], out_dir: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""The `maskrcnn` command: one verb a file beside this one, imported only when it is used.
+"""The `maskrcnn` command: one verb a file beside this one, imported only when it is used. Formats: shard_formats.py.
 
     maskrcnn shard shapes --out data/shapes
     maskrcnn train configs/shapes/quickstart.yaml train.steps=200
@@ -16,6 +16,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 from typer.core import TyperGroup
 
+from jobs import shard_formats
 from jobs.console import err, out
 from pipeline.errors import UserError
 
@@ -41,8 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-shard_app = typer.Typer(help="Turn a data set into shards that training streams.", no_args_is_help=True)
-app.add_typer(shard_app, name="shard")
+app.add_typer(shard_formats.app, name="shard")
 
 Overrides = Annotated[
     list[str] | None,
@@ -65,78 +65,6 @@ def main(
     ] = False,
 ) -> None:
     """Options of every verb."""
-
-
-OutShards = Annotated[
-    str,
-    typer.Option("--out", metavar="DIR_OR_URI", help="New shards: a directory or s3://, gs://.", show_default=False),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Ray tasks at once; 1 stays in this process.", show_default="one a CPU of the cluster"),
-]
-
-
-@shard_app.command("coco")
-def shard_coco(
-    annotations: Annotated[Path, typer.Option(help="COCO instances JSON.", show_default=False)],
-    images: Annotated[
-        str, typer.Option(metavar="DIR_OR_URI", help="The images: a directory or s3://, gs://.", show_default=False)
-    ],
-    out_dir: OutShards,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail on a bad sample instead of setting it aside.")] = False,
-    overwrite: Overwrite = False,
-    rows_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Images in one Parquet file.", show_default="512")
-    ] = None,
-    workers: Workers = None,
-) -> None:
-    """COCO instances -> shards. Bad samples go to quarantine.jsonl with the reason.
-
-    Started again after it was interrupted, it goes on with what is missing.
-    """
-    from jobs.shard import shard_coco as run
-
-    run(
-        annotations,
-        images,
-        out_dir,
-        strict=strict,
-        overwrite=overwrite,
-        rows_per_shard=rows_per_shard,
-        workers=workers,
-    )
-
-
-@shard_app.command("migrate")
-def shard_migrate(
-    old: Annotated[str, typer.Argument(metavar="OLD", help="Shards of format 1.", show_default=False)],
-    out_dir: OutShards,
-    overwrite: Overwrite = False,
-    workers: Workers = None,
-) -> None:
-    """Shards of format 1 -> shards of today's format, without the original data set."""
-    from jobs.shard import migrate as run
-
-    run(old, out_dir, overwrite=overwrite, workers=workers)
-
-
-@shard_app.command("shapes")
-def shard_shapes(
-    out_dir: Annotated[Path, typer.Option("--out", help="Directory of train/ and val/.", show_default=False)],
-    train_images: Annotated[
-        int | None, typer.Option(min=1, help="Images to train on.", show_default="the generator's")
-    ] = None,
-    val_images: Annotated[
-        int | None, typer.Option(min=1, help="Held-out images.", show_default="the generator's")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")] = 0,
-) -> None:
-    """Generate the built-in data set (pictures of shapes with exact masks) -> shards."""
-    from jobs.shard import shard_shapes as run
-
-    run(out_dir, train_images=train_images, val_images=val_images, seed=seed)
 
 
 Shards = Annotated[
@@ -163,6 +91,13 @@ def inspect(
         str | None, typer.Option(help="Draw this sample: its id or file name.", show_default=False)
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Write a report with charts of the whole data set.")] = False,
+    augment: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG", help="Draw the sample beside what it trains as with this YAML file.", show_default=False
+        ),
+    ] = None,
+    overrides: Overrides = None,
     out_path: Annotated[
         Path | None,
         typer.Option(
@@ -172,10 +107,10 @@ def inspect(
         ),
     ] = None,
 ) -> None:
-    """Look at one sample with its annotations, or at charts of all of them."""
+    """Look at one sample with its annotations, at what augmentation makes of it, or at charts of all samples."""
     from jobs.inspect import inspect as run
 
-    run(shards, sample=sample, stats=stats, out_path=out_path)
+    run(shards, sample=sample, stats=stats, augment=augment, overrides=overrides or [], out_path=out_path)
 
 
 @app.command()

@@ -6,9 +6,10 @@ from pathlib import Path
 from jobs.console import Meter, err, out, progress
 from jobs.evaluate import evaluate_and_show
 from pipeline.configure import load_config, to_dict, to_yaml
+from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.tracking.mlflow_store import default_uri
-from pipeline.training.cluster import Layout, plan_workers, start_ray
+from pipeline.training.cluster import Layout, plan_workers
 from pipeline.training.optim import peak_lr
 from pipeline.training.run import Event, Run, fit, prepare, tags
 

@@ -61,6 +61,16 @@ def _summary(location: str, report: Report) -> Table:
     if said["with_keypoints"]:
         table.add_row("  with keypoints", str(said["with_keypoints"]))
     table.add_row("crowd regions", str(said["crowd"]))
+    more = {
+        "label_ids": "images with label ids",
+        "negative_classes": "classes said to be absent",
+        "partial_classes": "classes not all annotated",
+    }
+    for key, label in more.items():
+        if key in report.manifest.counts:
+            table.add_row(label, str(report.manifest.counts[key]))
+    if "masks" in report.manifest.source:
+        table.add_row("masks", report.manifest.source["masks"])
     counts = _by_class(report)
     table.add_row("classes", f"{len(counts)}, {sum(not count for count in counts.values())} without an object")
     most = sorted(counts.items(), key=lambda item: -item[1])

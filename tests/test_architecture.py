@@ -20,6 +20,7 @@ ROOMS = {
     "ray": (
         "pipeline/data/stream.py",
         "pipeline/data/sharding.py",
+        "pipeline/ray_cluster.py",
         "pipeline/training/",
         "pipeline/evaluation/",
         "pipeline/search/",

@@ -58,6 +58,10 @@ def _nothing(axes: Any, what: str) -> None:
 
 
 def _classes(statistics: Statistics, names: Sequence[str]) -> Any:
+    if not names:
+        figure = _figure(7.5, 1.0)
+        _nothing(figure.subplots(), "classes")
+        return figure
     counts = statistics.class_objects
     order = np.argsort(-counts, kind="stable")
     if len(names) <= NAMED_CLASSES:

@@ -38,6 +38,7 @@ class CocoReader:
     images: Storage  # that file_names are relative to
     category_ids: tuple[int, ...]
     keypoint_count: int = 0  # J; 0 where the data set has none
+    boxes_only: bool = False  # an annotation without a segmentation gets the rectangle of its box as its mask
 
     def read(self, entry: ImageEntry, quarantine: Quarantine) -> Sample | None:
         """Read, check and convert one image; None when it went to quarantine."""
@@ -53,7 +54,7 @@ class CocoReader:
         class_of = {category: index + 1 for index, category in enumerate(self.category_ids)}
         for annotation in entry.annotations:
             try:
-                _append(record, annotation, class_of, self.keypoint_count)
+                _append(record, annotation, class_of, self.keypoint_count, self.boxes_only)
             except BadError as bad:
                 quarantine.add(
                     BadSample("annotation", entry.sample_id, annotation["id"], entry.file_name, bad.reason, bad.got)
@@ -62,12 +63,19 @@ class CocoReader:
 
 
 def read_coco(
-    annotations: Path, images: Path | str | Storage, quarantine: Quarantine, keypoints: Path | None = None
+    annotations: Path,
+    images: Path | str | Storage,
+    quarantine: Quarantine,
+    keypoints: Path | None = None,
+    boxes_only: bool = False,
 ) -> Dataset:
     """Read and check a COCO instances file; pictures are opened later, by the reader. Raises DataError.
 
     A person_keypoints_*.json is read as it is: persons with keypoints and nothing else. Given as `keypoints` beside the
     instances file, its keypoints go to the annotations of the same ids, and all classes stay.
+
+    With `boxes_only` an annotation without a segmentation is kept, with the rectangle of its box as its mask, and
+    `source` says how many there are; else it goes to quarantine.
     """
     root = picture_root(images)
     # First, because what is kept of it is small: the two files as read are never in memory together.
@@ -82,6 +90,11 @@ def read_coco(
         joints.attach(by_image, labelled, entries, quarantine)
     info = content.get("info")
     source = {"annotations": annotations.name, "images": root.name}
+    if keypoints is not None:
+        source["keypoints"] = keypoints.name
+    if boxes_only and (rectangles := sum(not _is_segmented(a) for found in by_image.values() for a in found)):
+        total = sum(map(len, by_image.values()))
+        source["masks"] = f"{rectangles} of {total} annotations have no segmentation, their masks are rectangles"
     return Dataset(
         class_names=tuple(category["name"] for category in categories.values()),
         category_ids=tuple(categories),
@@ -92,8 +105,8 @@ def read_coco(
             ImageEntry(number, entry["file_name"], entry["height"], entry["width"], tuple(by_image[number]))
             for number, entry in entries.items()
         ),
-        reader=CocoReader(root, tuple(categories), 0 if named is None else len(named.names)),
-        source=source if keypoints is None else {**source, "keypoints": keypoints.name},
+        reader=CocoReader(root, tuple(categories), 0 if named is None else len(named.names), boxes_only),
+        source=source,
         generator=info.get("generator") if isinstance(info, dict) else None,
         quarantine=quarantine,
     )
@@ -107,17 +120,30 @@ def picture_root(images: Path | str | Storage) -> Storage:
     return root
 
 
-def _append(record: Record, annotation: Json, class_of: Mapping[int, int], keypoint_count: int) -> None:
+def _is_segmented(annotation: Json) -> bool:
+    """Whether there is a segmentation, be it a wrong one; detection data sets leave it out, or empty."""
+    return annotation.get("segmentation") not in (None, [])
+
+
+def _append(
+    record: Record, annotation: Json, class_of: Mapping[int, int], keypoint_count: int, boxes_only: bool
+) -> None:
     """Check one annotation and add it to its record."""
     height, width = record["height"], record["width"]
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise BadError("iscrowd is neither 0 nor 1", crowd)
     box = _box(annotation.get("bbox"), height, width)
-    try:
-        counts = rle.from_segmentation(annotation.get("segmentation"), height, width)
-    except ValueError as error:
-        raise BadError("segmentation is not valid", str(error)) from error
+    if _is_segmented(annotation):
+        try:
+            counts = rle.from_segmentation(annotation["segmentation"], height, width)
+        except ValueError as error:
+            raise BadError("segmentation is not valid", str(error)) from error
+    elif boxes_only:
+        counts = rle.from_box(box, height, width)
+    else:
+        got = f"segmentation {annotation['segmentation']}" if "segmentation" in annotation else "a box alone"
+        raise BadError("no segmentation (`maskrcnn shard coco --boxes-only` takes the box as the mask)", got)
     runs = rle.parse_counts(counts)
     pixels = int(runs[1::2].sum())
     if not pixels:

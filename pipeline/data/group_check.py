@@ -12,6 +12,7 @@ from pipeline.data import problems
 from pipeline.data.problems import Findings, Problem
 from pipeline.data.records import Record
 from pipeline.data.row_check import Finding, check_row
+from pipeline.data.shard_file import count_row
 from pipeline.data.shards import to_records
 from pipeline.data.statistics import Statistics, gather
 from pipeline.data.storage import Storage
@@ -99,14 +100,7 @@ def _check_group(part: Part, storage: Storage, file: pa.NativeFile, parquet: pq.
             part.notes.add(replace(where, what=what, got=got, fix=problems.SOURCE))
         if not checked.faults:
             sound.append(record)
-        crowd = sum(record["crowd"])
-        part.counts.update(
-            images=1,
-            instances=len(record["crowd"]) - crowd,
-            crowd=crowd,
-            empty=int(not record["crowd"]),
-            grayscale=int(checked.grayscale),
-        )
+        part.counts.update(count_row(record, checked.grayscale))
         part.places.append((record["sample_id"], task.shard, group, row))
         part.annotations += ((number, record["sample_id"]) for number in record["annotation_ids"])
     for row in expected:

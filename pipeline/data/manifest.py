@@ -17,6 +17,9 @@ from pipeline.data.storage import Location, Storage
 
 MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.parquet", "quarantine.jsonl"
 COUNTS = ("images", "instances", "crowd", "empty", "grayscale")
+# Only where the data have them: instances with a labelled keypoint, images with label ids, and pairs of an image and a
+# class that was looked for and is absent (negative) or whose instances are not all annotated (partial).
+MORE_COUNTS = ("with_keypoints", "label_ids", "negative_classes", "partial_classes")
 QUARANTINE_COUNTS = ("quarantined_images", "quarantined_annotations")
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -47,12 +50,12 @@ class Manifest:
     scoring: Scoring  # the protocol by which detections on this data are scored
     keypoints: Keypoints | None  # what the keypoints of an instance are
     frequencies: tuple[str, ...]  # of classes 1..K, LVIS: "r", "c" or "f"; empty elsewhere
-    counts: dict[str, int]  # COUNTS and QUARANTINE_COUNTS
+    counts: dict[str, int]  # COUNTS, those of MORE_COUNTS that are not 0, and QUARANTINE_COUNTS
     quarantined: dict[str, int]  # by reason
     shards: tuple[Shard, ...]
     index_sha256: str
     fingerprint: str  # of all rows and the classes
-    source: dict[str, str]  # names (not paths) of the annotation file and the picture directory
+    source: dict[str, str]  # as Dataset's
     options: dict[str, int | None]  # seed (null: in the order of the source), rows_per_shard, rows_per_group
     generator: dict[str, Any] | None  # settings of a generated data set
 
@@ -138,12 +141,15 @@ class _BadError(Exception):
 
 def _check(manifest: Manifest) -> None:
     classes = len(manifest.class_names)
-    if not classes or len(manifest.category_ids) != classes or len(set(manifest.category_ids)) != classes:
+    if len(manifest.category_ids) != classes or len(set(manifest.category_ids)) != classes:
         raise _BadError(f"{classes} class_names do not go with the category_ids {list(manifest.category_ids)!r:.80}")
     if manifest.frequencies and (len(manifest.frequencies) != classes or not set(manifest.frequencies) <= set("rcf")):
         raise _BadError(f"frequencies are not one of r, c, f a class: {list(manifest.frequencies)!r:.80}")
-    if set(manifest.counts) != {*COUNTS, *QUARANTINE_COUNTS} or min(manifest.counts.values()) < 0:
+    needed = {*COUNTS, *QUARANTINE_COUNTS}
+    if set(manifest.counts) - set(MORE_COUNTS) != needed or min(manifest.counts.values()) < 0:
         raise _BadError(f"counts are not numbers of {', '.join((*COUNTS, *QUARANTINE_COUNTS))}: {manifest.counts}")
+    if not classes and (manifest.counts["instances"] or manifest.counts["crowd"]):
+        raise _BadError("there are annotations, but no class_names")
     numbers = [shard_number(shard.name) for shard in manifest.shards]
     if None in numbers or len(set(numbers)) != len(numbers) or not numbers:
         raise _BadError(f"shards are not named {shard_name(0)}, ...: {[s.name for s in manifest.shards]!r:.80}")

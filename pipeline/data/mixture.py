@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.configure import ConfigError
+from pipeline.data.manifest import COUNTS
 from pipeline.data.shards import Manifest, load_index, load_manifest
 
 
@@ -56,7 +57,7 @@ def join_manifests(train: str | tuple[str, ...]) -> Manifest:
         quarantined.update(manifest.quarantined)
     return replace(
         first,
-        counts={key: sum(manifest.counts[key] for manifest in manifests) for key in first.counts},
+        counts=dict(sum((Counter(manifest.counts) for manifest in manifests), Counter(dict.fromkeys(COUNTS, 0)))),
         quarantined=dict(sorted(quarantined.items(), key=lambda item: (-item[1], item[0]))),
         shards=tuple(shard for manifest in manifests for shard in manifest.shards),
         fingerprint=hashlib.sha256("".join(manifest.fingerprint for manifest in manifests).encode()).hexdigest(),

@@ -72,6 +72,18 @@ def from_mask(mask: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
     return bytes(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"])
 
 
+def from_box(box: Sequence[float], height: int, width: int) -> bytes:
+    """All pixels that a box (xyxy, inside the picture) touches, as compressed counts: never empty."""
+    left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+    tall, wide = bottom - top, right - left
+    if tall == height:  # whole columns are one run
+        runs = [left * height, wide * height]
+    else:
+        runs = [left * height + top, *[tall, height - tall] * (wide - 1), tall]
+    rest = height * width - sum(runs)
+    return from_counts([*runs, rest] if rest else runs, height, width)
+
+
 def to_mask(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:
     """Compressed counts as a binary mask: uint8 [H, W] in 0/1, columns contiguous."""
     return _columns(parse_counts(counts), height, 0, width).T

@@ -5,6 +5,7 @@ file, and the index says where: a reader takes single pictures by their range of
 compressed.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +27,13 @@ class ShardFile:
 
     content: pa.Buffer
     index: list[_Row]  # of INDEX_SCHEMA
-    counts: dict[str, int]  # COUNTS
+    counts: dict[str, int]  # COUNTS, and those of MORE_COUNTS that are not 0
 
 
 def encode_shard(samples: Iterable[Sample], number: int, rows_per_group: int) -> ShardFile | None:
     """A shard of some samples; None where there are none. Holds the whole file in memory."""
     index: list[_Row] = []
-    counts = dict.fromkeys(COUNTS, 0)
+    counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
     group: list[Record] = []
     groups = 0
     sink = pa.BufferOutputStream()
@@ -42,7 +43,7 @@ def encode_shard(samples: Iterable[Sample], number: int, rows_per_group: int) ->
     ) as writer:
         for sample in samples:
             index.append(_index_row(sample.record, number, groups, len(group)))
-            _count(sample, counts)
+            counts.update(count_row(sample.record, sample.grayscale))
             group.append(sample.record)
             if len(group) == rows_per_group:
                 writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
@@ -54,7 +55,30 @@ def encode_shard(samples: Iterable[Sample], number: int, rows_per_group: int) ->
     content = sink.getvalue()
     for row, offset in zip(index, picture_offsets(content), strict=True):
         row["offset"] = offset
-    return ShardFile(content, index, counts)
+    return ShardFile(content, index, dict(counts))
+
+
+def count_row(record: Record, grayscale: bool) -> dict[str, int]:
+    """What a row adds to the counts of its manifest."""
+    crowd = sum(record["crowd"])
+    more = {
+        "with_keypoints": sum(
+            any(visibility > 0 for visibility in points[2::3])
+            for points, is_crowd in zip(record["keypoints"], record["crowd"], strict=False)  # as long, in a sound row
+            if not is_crowd
+        ),
+        "label_ids": int(bool(record["semantic"])),
+        "negative_classes": len(record["negative_classes"]),
+        "partial_classes": len(record["partial_classes"]),
+    }
+    return {
+        "images": 1,
+        "instances": len(record["crowd"]) - crowd,
+        "crowd": crowd,
+        "empty": int(not record["crowd"]),
+        "grayscale": int(grayscale),
+        **{name: count for name, count in more.items() if count},
+    }
 
 
 def picture_offsets(content: pa.Buffer) -> Iterator[int]:
@@ -110,12 +134,3 @@ def _index_row(record: Record, shard: int, row_group: int, row: int) -> _Row:
         "classes": sorted({c for c, is_crowd in zip(record["classes"], record["crowd"], strict=True) if not is_crowd}),
         "bytes": len(record["image"]),
     }
-
-
-def _count(sample: Sample, counts: dict[str, int]) -> None:
-    crowd = sum(sample.record["crowd"])
-    counts["images"] += 1
-    counts["instances"] += len(sample.record["crowd"]) - crowd
-    counts["crowd"] += crowd
-    counts["empty"] += not sample.record["crowd"]
-    counts["grayscale"] += sample.grayscale

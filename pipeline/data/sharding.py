@@ -27,7 +27,7 @@ from pipeline.data.manifest import (
 from pipeline.data.quarantine import DataError
 from pipeline.data.records import FORMAT_VERSION, INDEX_SCHEMA
 from pipeline.data.shard_task import PROGRESS, FinishedShard, ShardTask, write_shard
-from pipeline.data.source import Dataset
+from pipeline.data.source import FACTS, Dataset
 from pipeline.data.storage import Location, Storage, StorageError
 
 ROWS_PER_SHARD, ROWS_PER_GROUP = 512, 8
@@ -141,7 +141,7 @@ def _on_ray(
     from ray.exceptions import RayTaskError
 
     from pipeline.config import ClusterConfig
-    from pipeline.training.cluster import start_ray
+    from pipeline.ray_cluster import start_ray
 
     start_ray(ClusterConfig())
     cpus = ray.cluster_resources().get("CPU", 1.0)
@@ -185,7 +185,7 @@ def _conclude(
         for bad in part.quarantine:
             quarantine.add(bad)
         for key, count in part.counts.items():
-            counts[key] += count
+            counts[key] = counts.get(key, 0) + count
     out.write(QUARANTINE, quarantine.to_jsonl().encode())
     shards = tuple(part.shard for part in finished if part.shard is not None)
     if not shards:
@@ -226,4 +226,4 @@ def _conclude(
 
 
 def _named(dataset: Dataset) -> str:
-    return " and ".join(dataset.source.values())
+    return " and ".join(text for key, text in dataset.source.items() if key not in FACTS)

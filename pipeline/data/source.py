@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.records import Record
 
+FACTS = ("masks", "other_files")  # keys of a Dataset's `source` that name nothing
 Scoring = Literal["coco", "lvis", "cityscapes", "none"]  # the protocol by which detections on this data are scored
 
 
@@ -63,6 +64,6 @@ class Dataset:
     frequencies: tuple[str, ...]  # of classes, LVIS: "r", "c" or "f"; empty elsewhere
     entries: Sequence[Entry] = field(repr=False)  # in the order of their ids
     reader: Reader = field(repr=False)
-    source: dict[str, str]  # names (not paths) of what it was read from, for people
+    source: dict[str, str]  # for people: names (not paths) of what it was read from, and FACTS about it
     generator: dict[str, Any] | None  # settings of a generated data set, None for real pictures
     quarantine: Quarantine = field(repr=False)  # what was refused before any picture was opened

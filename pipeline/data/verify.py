@@ -25,7 +25,16 @@ import pyarrow.parquet as pq
 
 from pipeline.data import problems
 from pipeline.data.group_check import Part, Task, run_task
-from pipeline.data.manifest import INDEX, QUARANTINE, Manifest, load_manifest, shard_number
+from pipeline.data.manifest import (
+    COUNTS,
+    INDEX,
+    MORE_COUNTS,
+    QUARANTINE,
+    QUARANTINE_COUNTS,
+    Manifest,
+    load_manifest,
+    shard_number,
+)
 from pipeline.data.problems import Findings, Problem
 from pipeline.data.quarantine import DataError
 from pipeline.data.records import INDEX_SCHEMA, SCHEMA
@@ -33,7 +42,6 @@ from pipeline.data.statistics import Statistics, merge
 from pipeline.data.storage import Storage
 
 GROUPS_A_TASK = 8  # row groups; small enough for a smooth progress bar and an even end
-_COUNTED = ("images", "instances", "crowd", "empty", "grayscale")
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,7 @@ def _repeated(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _check_counts(storage: Storage, manifest: Manifest, counts: Counter[str], faults: Findings) -> None:
     """The manifest's numbers against those of the rows, and of quarantine.jsonl."""
-    found = {name: counts[name] for name in _COUNTED}
+    found = dict(counts)
     all_read = counts["images"] == sum(shard.rows for shard in manifest.shards)  # else it is said which rows are not
     by_reason: Counter[str] = Counter()
     try:
@@ -194,9 +202,9 @@ def _check_counts(storage: Storage, manifest: Manifest, counts: Counter[str], fa
             got = f"{dict(by_reason)}, the manifest says {manifest.quarantined}"
             faults.add(Problem("reasons are not the manifest's", got, problems.COPY, QUARANTINE))
     wrong = [
-        f"{manifest.counts[name]} {name}, counted {found.get(name, 0)}"
-        for name in (*(_COUNTED if all_read else ()), "quarantined_images", "quarantined_annotations")
-        if manifest.counts.get(name) != found.get(name, 0)
+        f"{manifest.counts.get(name, 0)} {name}, counted {found.get(name, 0)}"
+        for name in (*((*COUNTS, *MORE_COUNTS) if all_read else ()), *QUARANTINE_COUNTS)
+        if manifest.counts.get(name, 0) != found.get(name, 0)
     ]
     if wrong:
         faults.add(Problem("counts are not those of the rows", "; ".join(wrong), problems.WRITE, "manifest.json"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.config import MaskTarget
 from model.ops.masks import paste_crops
 from model.types import Batch
 from pipeline.config import AugmentConfig
@@ -61,6 +62,8 @@ def draw_inputs(
     class_names: Sequence[str],
     path: Path,
     keypoints: Keypoints | None,
+    targets: MaskTarget = "crop",
+    divisor: int = 32,
 ) -> None:
     """The picture as it is, then each input as the network gets it, padding included, with its ground truth.
 
@@ -70,6 +73,8 @@ def draw_inputs(
         class_names: K names.
         path: file to write; its ending chooses the format.
         keypoints: of the data set, None without.
+        targets: which masks are drawn, see MaskConfig.target.
+        divisor: padded sides are multiples of it, pixels.
 
     Raises:
         ImageError: a picture cannot be decoded.
@@ -77,19 +82,20 @@ def draw_inputs(
     panels = [("picture", decode(record["image"]), from_record(record))]
     order = None if keypoints is None else keypoints.flip
     for title, work in inputs:
-        batch = collate([work], 32, "crop", order, _refuse)
-        panels.append((title, batch.images[0].numpy(), from_batch(batch, 0)))
+        batch = collate([work], divisor, targets, order, _refuse)
+        panels.append((title, batch.images[0].numpy(), from_batch(batch, 0, targets)))
     draw_panels(panels, class_names, path, () if keypoints is None else keypoints.skeleton)
 
 
-def from_batch(batch: Batch, image: int) -> Instances:
-    """The ground truth of one image of a batch with "crop" targets, in pixels of the input."""
+def from_batch(batch: Batch, image: int, target: MaskTarget = "crop") -> Instances:
+    """The ground truth of one image of a batch with such masks, in pixels of the input."""
     targets = batch.targets
     assert targets is not None and targets.masks is not None
     real = targets.valid[image]
     boxes = targets.boxes[image, real]
     size = (batch.images.shape[1], batch.images.shape[2])
-    crops = paste_crops(targets.masks[image, real], boxes, size)
+    masks = targets.masks[image, real]
+    crops = paste_crops(masks, boxes, size) if target == "crop" else [(0, 0, mask) for mask in masks]
     keypoints = None
     if targets.keypoints is not None:
         keypoints = list(targets.keypoints[image, real].double().numpy())

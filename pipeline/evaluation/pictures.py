@@ -21,6 +21,7 @@ Rectangle = tuple[float, float, float, float]  # xyxy, pixels of the panel
 
 _SHORT_SIDE_PX = 480  # smaller images are enlarged to this, so that labels can be read
 _LONG_SIDE_PX = 1600  # larger ones are made smaller
+_PANEL_PX = 800  # longer side of each of several panels
 _FILL = 0.45  # opacity of a mask's colour
 _STRIPES_PX = 12  # from one stripe of a crowd region to the next
 _GAP_PX = 12
@@ -73,17 +74,19 @@ def draw_panels(
     skeleton: Sequence[tuple[int, int]] = (),
     columns: int = 3,
 ) -> None:
-    """Several pictures with their instances, each below its title, in rows; else as `draw_sample`."""
-    drawn = [_titled(_panel(image, truth, class_names, skeleton), title) for title, image, truth in panels]
+    """Several pictures with their instances, each below its title, in rows; else as `draw_sample`.
+
+    All are shown at one size, whatever theirs is.
+    """
+    drawn = [_titled(_panel(image, truth, class_names, skeleton, _PANEL_PX), title) for title, image, truth in panels]
     rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
-    width = max(sum(panel.width + _GAP_PX for panel in row) - _GAP_PX for row in rows)
-    sheet = Image.new("RGB", (width, sum(max(p.height for p in row) + _GAP_PX for row in rows) - _GAP_PX), "white")
+    widths = [max(panel.width for panel in drawn[column::columns]) for column in range(min(columns, len(drawn)))]
+    height = sum(max(panel.height for panel in row) + _GAP_PX for row in rows) - _GAP_PX
+    sheet = Image.new("RGB", (sum(widths) + _GAP_PX * (len(widths) - 1), height), "white")
     top = 0
     for row in rows:
-        left = 0
-        for panel in row:
-            sheet.paste(panel, (left, top))
-            left += panel.width + _GAP_PX
+        for column, panel in enumerate(row):
+            sheet.paste(panel, (sum(widths[:column]) + _GAP_PX * column, top))
         top += max(panel.height for panel in row) + _GAP_PX
     _save(sheet, path)
 
@@ -111,9 +114,13 @@ _LANCZOS, _BILINEAR = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
 
 
 def _panel(
-    image: Pixels, instances: Instances, class_names: Sequence[str], skeleton: Sequence[tuple[int, int]] = ()
+    image: Pixels,
+    instances: Instances,
+    class_names: Sequence[str],
+    skeleton: Sequence[tuple[int, int]] = (),
+    longer_px: int | None = None,
 ) -> Image.Image:
-    """The image with its instances, at the size in which pictures are shown."""
+    """The image with its instances, at the size in which pictures are shown, or with this longer side."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"a picture needs uint8 [H, W, 3], got {image.dtype} {list(image.shape)}; convert it to RGB")
     wrong = sorted({int(c) for c in instances.classes if not 1 <= c <= len(class_names)})
@@ -121,6 +128,8 @@ def _panel(
         raise ValueError(f"classes must be 1..{len(class_names)}, got {wrong}; pass the names the model was trained on")
     height, width = image.shape[:2]
     scale = min(max(1.0, _SHORT_SIDE_PX / min(height, width)), _LONG_SIDE_PX / max(height, width))
+    if longer_px is not None:
+        scale = longer_px / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     canvas = Image.fromarray(image).resize(size, _LANCZOS)
     crowd = instances.crowd if instances.crowd is not None else np.zeros(len(instances.boxes), dtype=np.bool_)

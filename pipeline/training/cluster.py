@@ -1,7 +1,5 @@
 """Our configuration as Ray objects: the cluster, the workers and what each may use."""
 
-import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +8,9 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from pipeline import config as ours
-from pipeline.errors import UserError
+from pipeline.ray_cluster import ClusterError
 
-IDLE_PROCESS_MS = 600_000
 MOST_CPU_WORKERS = 8  # without GPUs; more than that is a cluster's choice
-
-
-class ClusterError(UserError):
-    """The cluster cannot serve the run."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +34,6 @@ class Layout:
         if self.gpus:
             resources["GPU"] = self.gpus
         return resources
-
-
-def start_ray(config: ours.ClusterConfig) -> None:
-    """Join the cluster of `address` or RAY_ADDRESS, or start a Ray of our own on this machine's loopback."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; spares its warning
-    # Ray ends idle processes beyond the free CPUs after a second. Where training has all CPUs, each read task would
-    # start a Python of its own, and that cost more than the training step. A cluster has its own setting.
-    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_PROCESS_MS))
-    # Ray's core prints warnings about its own pools as errors, into the middle of our output.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if ray.is_initialized():
-        return
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    try:
-        ray.init(
-            address=address or "local",  # None would join a cluster that somebody started on this machine
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            namespace="maskrcnn",
-        )
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to show
-    except ConnectionError as error:
-        raise ClusterError(
-            f"no Ray cluster answers at {address} ({error}); check cluster.address or RAY_ADDRESS, "
-            "or leave both empty to start one on this machine"
-        ) from error
 
 
 def plan_workers(config: ours.ClusterConfig, batch_images: int | None = None, decode: ours.Decode = "worker") -> Layout:

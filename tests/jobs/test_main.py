@@ -17,6 +17,12 @@ from pipeline.configure import to_dict
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+PLAIN = {"overwrite": False, "rows_per_shard": None, "workers": None}
+CHOSEN, CHOSEN_WORDS = (
+    {"overwrite": True, "rows_per_shard": 7, "workers": 3},
+    "--overwrite --rows-per-shard 7 --workers 3",
+)
+NOT_AUGMENTED: dict[str, Any] = {"augment": None, "overrides": []}
 
 
 @pytest.fixture
@@ -24,7 +30,15 @@ def called(monkeypatch):
     """Replace every verb by a recorder: calls are (name, args, kwargs)."""
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
     for module, names in {
-        "shard": ["shard_coco", "shard_shapes", "migrate"],
+        "shard": [
+            "shard_coco",
+            "shard_lvis",
+            "shard_cityscapes",
+            "shard_images",
+            "shard_shapes",
+            "shard_streets",
+            "migrate",
+        ],
         "train": ["train"],
         "evaluate": ["evaluate_checkpoint"],
         "predict": ["predict"],
@@ -51,17 +65,54 @@ def run(*words: str):
             (
                 "shard_coco",
                 (Path("a.json"), "img", "shards"),
-                {"strict": False, "overwrite": False, "rows_per_shard": None, "workers": None},
+                {"keypoints": None, "boxes_only": False, "strict": False, **PLAIN},
             ),
         ),
         (
-            "shard coco --annotations a.json --images s3://b/img --out s3://b/s --strict --overwrite --rows-per-shard 7"
-            " --workers 3",
+            "shard coco --annotations a.json --keypoints k.json --images s3://b/img --out s3://b/s --boxes-only"
+            " --strict --overwrite --rows-per-shard 7 --workers 3",
             (
                 "shard_coco",
                 (Path("a.json"), "s3://b/img", "s3://b/s"),
-                {"strict": True, "overwrite": True, "rows_per_shard": 7, "workers": 3},
+                {"keypoints": Path("k.json"), "boxes_only": True, "strict": True, **CHOSEN},
             ),
+        ),
+        (
+            "shard lvis --annotations a.json --images img --out shards",
+            ("shard_lvis", (Path("a.json"), "img", "shards"), {"strict": False, **PLAIN}),
+        ),
+        (
+            f"shard lvis --annotations a.json --images img --out shards --strict {CHOSEN_WORDS}",
+            ("shard_lvis", (Path("a.json"), "img", "shards"), {"strict": True, **CHOSEN}),
+        ),
+        (
+            "shard cityscapes --root s3://b/c --split val --out shards",
+            ("shard_cityscapes", ("s3://b/c", "val", "shards"), {"cities": None, "strict": False, **PLAIN}),
+        ),
+        (
+            f"shard cityscapes --root c --split train --city ulm --city bochum --out shards --strict {CHOSEN_WORDS}",
+            (
+                "shard_cityscapes",
+                ("c", "train", "shards"),
+                {"cities": ["ulm", "bochum"], "strict": True, **CHOSEN},
+            ),
+        ),
+        ("shard images --images img --out shards", ("shard_images", ("img", "shards"), {"strict": False, **PLAIN})),
+        (
+            f"shard images --images img --out shards --strict {CHOSEN_WORDS}",
+            ("shard_images", ("img", "shards"), {"strict": True, **CHOSEN}),
+        ),
+        (
+            "shard streets --out data/streets --train-images 9 --val-images 3 --seed 5 --height 128",
+            (
+                "shard_streets",
+                (Path("data/streets"),),
+                {"train_images": 9, "val_images": 3, "seed": 5, "height_px": 128},
+            ),
+        ),
+        (
+            "shard streets --out x",
+            ("shard_streets", (Path("x"),), {"train_images": None, "val_images": None, "seed": 0, "height_px": 256}),
         ),
         (
             "shard shapes --out data/shapes --train-images 9 --val-images 3 --seed 5",
@@ -86,9 +137,26 @@ def run(*words: str):
         ("verify val --workers 3 --json", ("verify", ("val",), {"workers": 3, "as_json": True})),
         (
             "inspect val --sample 12 --out a.png",
-            ("inspect", ("val",), {"sample": "12", "stats": False, "out_path": Path("a.png")}),
+            ("inspect", ("val",), {"sample": "12", "stats": False, **NOT_AUGMENTED, "out_path": Path("a.png")}),
         ),
-        ("inspect val --stats", ("inspect", ("val",), {"sample": None, "stats": True, "out_path": None})),
+        (
+            "inspect val --stats",
+            ("inspect", ("val",), {"sample": None, "stats": True, **NOT_AUGMENTED, "out_path": None}),
+        ),
+        (
+            "inspect val --sample 12 --augment c.yaml train.seed=1 a.b=2",
+            (
+                "inspect",
+                ("val",),
+                {
+                    "sample": "12",
+                    "stats": False,
+                    "augment": Path("c.yaml"),
+                    "overrides": ["train.seed=1", "a.b=2"],
+                    "out_path": None,
+                },
+            ),
+        ),
         ("ui", ("ui", (Path("runs"),), {"host": "127.0.0.1", "port": 5000})),
         ("ui --runs r --host 0.0.0.0 --port 80", ("ui", (Path("r"),), {"host": "0.0.0.0", "port": 80})),
     ],
@@ -107,6 +175,10 @@ def test_words_reach_the_verb(called, words, call):
         "evaluate ckpt",
         "predict ckpt --out x",
         "shard coco --out x",
+        "shard lvis --annotations a.json --out x",
+        "shard cityscapes --root c --out x",
+        "shard images --out x",
+        "shard streets --out x --height 63",
         "ui --port 0",
         "verify",
         "verify val --workers 0",

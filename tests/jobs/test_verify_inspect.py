@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jobs.main import app
+from pipeline.data.shards import load_index
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +81,7 @@ def test_inspect_draws_a_sample(shapes: Path, tmp_path: Path) -> None:
     assert f"{record['width']} x {record['height']} pixels, {len(record['image']):,} bytes" in result.stdout
     for number, box in zip(record["annotation_ids"], record["boxes"], strict=True):
         (line,) = [line for line in result.stdout.splitlines() if line.split()[:1] == [str(number)]]
-        assert "  ".join(f"{value:.1f}" for value in box) in line
+        assert " ".join(f"{value:.1f}" for value in box) in line
     for name in (record["file_name"], Path(record["file_name"]).name):
         assert run("inspect", shards, "--sample", name, "--out", "here/other.jpg").exit_code == 0
         with Image.open(tmp_path / "here/other.jpg") as one, Image.open(path) as two:
@@ -117,7 +118,35 @@ def test_inspect_writes_the_report(shapes: Path, tmp_path: Path) -> None:
     assert len(names) == 7 and "classes.png" in names
 
 
-@pytest.mark.parametrize("words", [[], ["--stats", "--sample", "1"], ["--sample", "1", "--out", "x.txt"]])
+def test_inspect_draws_what_a_sample_trains_as(shapes: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "data: {train: elsewhere, train_sizes_px: [64], train_max_size_px: 100}\ntrain: {batch_images: 4}"
+    )
+    shards = shapes / "train"
+    number = next(row["sample_id"] for row in load_index(shards).to_pylist() if row["instances"])
+    words = ("inspect", shards, "--sample", number, "--augment", config)
+    result = run(*words, "data.augment.copy_paste_probability=1")
+    assert result.exit_code == 0, result.output
+    assert f"drawn in sample-{number}-augmented.png" in result.stdout
+    with Image.open(tmp_path / f"sample-{number}-augmented.png") as sheet:
+        assert sheet.width > 2 * 500 and sheet.height > 500  # three a row, two rows
+    for override in ("data.no=1", "train.batch_images=0"):
+        result = run(*words, override)
+        assert result.exit_code == 2 and result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--stats", "--sample", "1"],
+        ["--sample", "1", "--out", "x.txt"],
+        ["--stats", "--augment", "c.yaml"],
+        ["--sample", "1", "train.seed=1"],
+        ["--sample", "1", "--augment", "missing.yaml"],
+    ],
+)
 def test_inspect_refuses(shapes: Path, words: list[str]) -> None:
     result = run("inspect", shapes / "train", *words)
     assert result.exit_code == 2 and result.stderr.startswith("error: ")

@@ -140,8 +140,18 @@ def test_missing_file_and_directory(tiny: TinyCoco, tmp_path: Path) -> None:
         ({"area": -1}, "area is not a number of pixels", "-1"),
         (
             {"segmentation": None},
+            "no segmentation (`maskrcnn shard coco --boxes-only` takes the box as the mask)",
+            "segmentation None",
+        ),
+        (
+            {"segmentation": []},
+            "no segmentation (`maskrcnn shard coco --boxes-only` takes the box as the mask)",
+            "segmentation []",
+        ),
+        (
+            {"segmentation": {}},
             "segmentation is not valid",
-            "a segmentation is a list of polygons or an RLE, got None",
+            "a segmentation is a list of polygons or an RLE, got {}",
         ),
         (
             {"segmentation": [[10, 5, 30, 5, 30, 25, 10]]},
@@ -171,6 +181,33 @@ def test_bad_annotation_leaves_alone(tiny: TinyCoco, changes: dict[str, Any], re
     assert [record["annotation_ids"] for record in records(tiny.read())] == [[10], [20], [30]]
     with pytest.raises(DataError, match=r"^annotation .*; got .*Mend the source, or run without --strict"):
         records(tiny.read(strict=True))
+
+
+def test_boxes_alone(tiny: TinyCoco) -> None:
+    boxes = [[10, 5, 20, 20], [0.4, 0.4, 0.2, 0.2], [-3, 30.5, 100, 100], [0, 0, 60, 40], [59.5, 39.5, 9, 9]]
+    masks = [(10, 5, 30, 25), (0, 0, 1, 1), (0, 30, 60, 40), (0, 0, 60, 40), (59, 39, 60, 40)]
+    for number, (box, empty) in enumerate(zip(boxes, ({}, {"segmentation": []}) * 3, strict=False)):
+        alone = {"id": 90 + number, "image_id": 2, "category_id": 3, "bbox": box, **empty}
+        tiny.content["annotations"].append(alone)
+    tiny.content["annotations"].append({**tiny.square(99, 2), "segmentation": [[1, 2]]})  # wrong, not missing
+    dataset = tiny.read()
+    assert [r["annotation_ids"] for r in records(dataset)] == [[10], [20], [30]]
+    assert dataset.quarantine.samples[0].got == "a box alone" and "masks" not in dataset.source
+    dataset = read_coco(tiny.json, tiny.images, Quarantine(), boxes_only=True)
+    found = records(dataset)[1]
+    assert found["annotation_ids"] == [20, 90, 91, 92, 93, 94]
+    assert dataset.quarantine.reasons() == {"annotation: segmentation is not valid": 1}
+    assert dataset.source["masks"] == "5 of 9 annotations have no segmentation, their masks are rectangles"
+    for counts, area, crop, (x1, y1, x2, y2) in zip(
+        found["rles"][1:], found["areas"][1:], rle.unpack_crops(found["crops"])[1:], masks, strict=True
+    ):
+        expected = np.zeros((40, 60), np.uint8)
+        expected[y1:y2, x1:x2] = 1
+        assert counts == rle.from_mask(expected)
+        assert crop.all() and area == (x2 - x1) * (y2 - y1)
+    plain = read_coco(tiny.json, tiny.images, Quarantine(), boxes_only=False)
+    manifest = shard_dataset(dataset, tiny.json.parent / "out")
+    assert manifest.source == dataset.source and "masks" not in plain.source
 
 
 def test_what_is_no_annotation(tiny: TinyCoco) -> None:

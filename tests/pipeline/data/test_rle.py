@@ -36,6 +36,19 @@ def naive_crop(mask: NDArray[np.uint8], box: list[float]) -> NDArray[np.bool_]:
     return out
 
 
+@given(st.data())
+def test_a_box_as_a_mask(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30))
+    x1, x2 = sorted(data.draw(st.lists(st.floats(0, width), min_size=2, max_size=2)))
+    y1, y2 = sorted(data.draw(st.lists(st.floats(0, height), min_size=2, max_size=2)))
+    expected = np.zeros((height, width), dtype=np.uint8)
+    for y in range(height):
+        for x in range(width):
+            expected[y, x] = min(x + 1, x2) > max(x, x1) and min(y + 1, y2) > max(y, y1)
+    if expected.any():
+        assert rle.from_box([x1, y1, x2, y2], height, width) == rle.from_mask(expected)
+
+
 def test_crop_size_is_the_models() -> None:
     from model.types import CROP_SIZE
 

@@ -14,6 +14,8 @@ from pipeline.data import rle, shards, street_scenes, streets
 from pipeline.data.cityscapes import read_cityscapes
 from pipeline.data.cityscapes_labels import CATEGORY_IDS, CLASS_NAMES, label_ids
 from pipeline.data.quarantine import DataError, Quarantine
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.sharding import shard_dataset
 
 SIZE = 96
 
@@ -158,10 +160,13 @@ def test_full_size() -> None:
 
 def test_everything_shards(made: Path, tmp_path: Path) -> None:
     dataset = read_cityscapes(made, "val", Quarantine(strict=True))
-    manifest = shards.write_shards(dataset, tmp_path)
+    manifest = shard_dataset(dataset, tmp_path)
     assert manifest.images == 3 and manifest.class_names == CLASS_NAMES and manifest.category_ids == CATEGORY_IDS
     assert manifest.generator == {
         "train": 14, "val": 3, "seed": 5, "height_px": SIZE, "name": "streets", "version": 1
     }  # fmt: skip
-    row = shards.read_rows(tmp_path / shards.shard_name(0), 0, [0])[0]
+    (row,) = shards.to_records(
+        read_rows(tmp_path, shards.load_index(tmp_path).slice(0, 1), ["semantic", "width", "height"])
+    )
+    assert manifest.counts["label_ids"] == 3
     assert Image.open(io.BytesIO(row["semantic"])).size == (row["width"], row["height"])

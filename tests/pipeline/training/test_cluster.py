@@ -6,13 +6,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.config import ClusterConfig, RunConfig
+from pipeline.ray_cluster import ClusterError
 from pipeline.training.cluster import (
-    ClusterError,
     Layout,
     plan_workers,
     run_config,
     scaling_config,
-    start_ray,
     torch_config,
 )
 
@@ -126,18 +125,3 @@ def test_storage_and_failures(tmp_path) -> None:  # type: ignore[no-untyped-def]
     assert (made.name, made.storage_path) == ("first", str(tmp_path))
     assert made.failure_config.max_failures == 5
     assert made.checkpoint_config.num_to_keep == RunConfig().train.keep_checkpoints
-
-
-def test_no_cluster_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    def init(**options: object) -> None:
-        raise ConnectionError(f"nobody at {options['address']}")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(
-        ClusterError, match=r"no Ray cluster answers at 10\.0\.0\.1:6379 \(nobody.*check cluster\.address"
-    ):
-        start_ray(ClusterConfig(address="10.0.0.1:6379"))
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
-    with pytest.raises(ClusterError, match=r"at 10\.0\.0\.2:6379"):
-        start_ray(ClusterConfig())

@@ -1,0 +1,42 @@
+"""The Ray that this process works with. Imports nothing of Ray Train or torch, so that sharding starts at once."""
+
+import logging
+import os
+
+import ray
+
+from pipeline.config import ClusterConfig
+from pipeline.errors import UserError
+
+IDLE_PROCESS_MS = 600_000
+
+
+class ClusterError(UserError):
+    """The cluster cannot serve the run."""
+
+
+def start_ray(config: ClusterConfig) -> None:
+    """Join the cluster of `address` or RAY_ADDRESS, or start a Ray of our own on this machine's loopback."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; spares its warning
+    # Ray ends idle processes beyond the free CPUs after a second. Where training has all CPUs, each read task would
+    # start a Python of its own, and that cost more than the training step. A cluster has its own setting.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_PROCESS_MS))
+    # Ray's core prints warnings about its own pools as errors, into the middle of our output.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=address or "local",  # None would join a cluster that somebody started on this machine
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            namespace="maskrcnn",
+        )
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to show
+    except ConnectionError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address} ({error}); check cluster.address or RAY_ADDRESS, "
+            "or leave both empty to start one on this machine"
+        ) from error
