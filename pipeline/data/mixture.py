@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.configure import ConfigError
-from pipeline.data.manifest import COUNTS
 from pipeline.data.shards import Manifest, load_index, load_manifest
 
 
@@ -53,11 +52,13 @@ def join_manifests(train: str | tuple[str, ...]) -> Manifest:
     if len(manifests) == 1:
         return first
     quarantined: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for manifest in manifests:
+        counts.update(manifest.counts)
         quarantined.update(manifest.quarantined)
     return replace(
         first,
-        counts=dict(sum((Counter(manifest.counts) for manifest in manifests), Counter(dict.fromkeys(COUNTS, 0)))),
+        counts=dict(counts),
         quarantined=dict(sorted(quarantined.items(), key=lambda item: (-item[1], item[0]))),
         shards=tuple(shard for manifest in manifests for shard in manifest.shards),
         fingerprint=hashlib.sha256("".join(manifest.fingerprint for manifest in manifests).encode()).hexdigest(),

@@ -85,7 +85,11 @@ ROW_DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], set[str]]] = {
     "another id": (lambda row: row.update(sample_id=999), {"the index disagrees with the row"}),
     "keypoints": (
         lambda row: row["keypoints"].__setitem__(0, [1, 2, 2]),
-        {"keypoints in a data set that declares none", "the index disagrees with the row"},
+        {
+            "keypoints in a data set that declares none",
+            "the index disagrees with the row",
+            "counts are not those of the rows",
+        },
     ),
 }
 
@@ -105,6 +109,8 @@ def test_a_wrong_row_is_found_and_placed(shards: Path, damage: str) -> None:
     report = verify_shards(shards, workers=1)
     assert set(report.faults.counts) == expected
     for problem in report.faults.first:
+        if problem.file == "manifest.json":
+            continue
         assert (problem.row_group, problem.row, problem.sample_id, problem.file_name) == places[0]
         assert problem.file == "shard-00001.parquet"
         assert problem.got and problem.fix.startswith("write the shards again")
