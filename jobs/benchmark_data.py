@@ -12,7 +12,7 @@ from pipeline.benchmarks.loader_peers import compare_loaders
 from pipeline.benchmarks.memory import measure_epochs
 from pipeline.benchmarks.reading import measure_index, measure_reading, measure_sharding, measure_windows
 from pipeline.config import ClusterConfig
-from pipeline.training.cluster import start_ray
+from pipeline.ray_cluster import start_ray
 
 BATCH_IMAGES, SHORTER_PX, STEPS = 8, 800, 100
 

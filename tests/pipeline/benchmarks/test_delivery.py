@@ -1,10 +1,12 @@
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.benchmarks.delivery import delivery_config, measure_delivery
-from pipeline.benchmarks.memory import measure_epochs, tree_megabytes
+from pipeline.benchmarks.memory import measure_epochs
 
 
 @pytest.mark.slow
@@ -31,8 +33,23 @@ def test_memory_is_taken_after_each_epoch(local_ray: None, shapes: Path) -> None
     assert all(megabytes > 100 for megabytes in found)  # Python, torch and Ray
 
 
-def test_memory_counts_what_this_process_holds() -> None:
-    before = tree_megabytes()
-    held = bytearray(b"1") * (64 << 20)
-    assert tree_megabytes() - before > 50
-    del held
+GROWING = """
+import subprocess, sys
+from pipeline.benchmarks.memory import tree_megabytes
+
+before = tree_megabytes()
+held = bytearray(b"1") * (64 << 20)
+child = "held = bytearray(b'1') * (32 << 20); print(flush=True); input()"
+with subprocess.Popen([sys.executable, "-c", child], stdin=-1, stdout=-1) as process:
+    process.stdout.readline()
+    print(tree_megabytes() - before)
+    process.kill()
+"""
+
+
+def test_memory_is_that_of_this_process_and_its_children() -> None:
+    root = str(Path(__file__).parents[3])
+    ran = subprocess.run(
+        [sys.executable, "-c", GROWING], cwd=root, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert 64 + 32 < float(ran.stdout) < 64 + 32 + 40  # and a Python
