@@ -6,6 +6,8 @@ from pathlib import Path
 from jobs.console import Meter, err, out, progress
 from jobs.evaluate import evaluate_and_show
 from pipeline.configure import load_config, to_dict, to_yaml
+from pipeline.data.manifest import load_manifest
+from pipeline.data.mixture import locations
 from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.tracking.mlflow_store import default_uri
@@ -62,6 +64,16 @@ def _introduce(run: Run, layout: Layout) -> None:
     )
     for line in lines:
         out.print(line, soft_wrap=True, highlight=False)
+    if config.model.mask is not None:
+        for place in locations(config.data.train or ()):
+            rectangles = load_manifest(place).source.get("masks")
+            if rectangles is not None:
+                err.print(
+                    f"warning: {place}: {rectangles}; the mask head will learn rectangles from them: "
+                    "set model.mask=null to train boxes alone",
+                    soft_wrap=True,
+                    highlight=False,
+                )
     trunk = config.model.trunk
     if config.init.weights is None and not run.done and (trunk.norm == "frozen_bn" or trunk.freeze_stages):
         err.print(
