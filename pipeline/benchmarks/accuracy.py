@@ -17,10 +17,10 @@ from pipeline.data.images import decode
 from pipeline.data.loader import make_recipes
 from pipeline.data.mixture import join_manifests, locations
 from pipeline.data.plan import plan_of
+from pipeline.data.read_task import read_keys
 from pipeline.data.records import Record
 from pipeline.data.shard_rows import read_rows
 from pipeline.data.shards import annotations, load_index, to_records
-from pipeline.data.stream import read_keys
 from pipeline.evaluation.coco_ap import evaluate_coco
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.training.optim import lr_at, make_sgd, set_lr

@@ -17,8 +17,8 @@ from pipeline.data.collate import Collator, collate
 from pipeline.data.loader import make_recipes, training_batches
 from pipeline.data.mixture import locations
 from pipeline.data.plan import Plan, plan_of
+from pipeline.data.read_task import read_keys
 from pipeline.data.shards import to_records
-from pipeline.data.stream import read_keys
 
 Way = Literal["bare loop", "Ray, decoded in the worker", "Ray, decoded in tasks", "PyTorch DataLoader"]
 EDGE = 8  # batches at each end of a run that are not timed

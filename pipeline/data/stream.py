@@ -19,12 +19,10 @@ from model.types import Batch
 from pipeline.data.batch_rows import from_row, to_row
 from pipeline.data.collate import collate
 from pipeline.data.plan import PlannedBatch
+from pipeline.data.read_task import KEYS, read_task
 from pipeline.data.recipes import Recipes
 from pipeline.data.records import Record
-from pipeline.data.shard_rows import ROW_KEYS, read_rows
 from pipeline.data.shards import to_records
-
-KEYS = ("dataset", *ROW_KEYS)
 
 
 @dataclass(frozen=True)
@@ -63,25 +61,6 @@ def tasks_dataset(
 def rows_dataset(tasks: Sequence[pa.Table], locations: Sequence[str], reading: Reading) -> ray.data.Dataset:
     """A data set of the rows of shards that each table of `tasks` names (KEYS), in that order; see tasks_dataset."""
     return tasks_dataset([_lists(task) for task in tasks], read_task, {"locations": list(locations)}, reading)
-
-
-def read_task(task: pa.Table, locations: Sequence[str]) -> pa.Table:
-    """The rows of shards that `task` names in its lists of KEYS, in that order. `dataset` counts in `locations`."""
-    keys = pa.table({key: task[key].combine_chunks().flatten() for key in KEYS})
-    return read_keys(keys, locations)
-
-
-def read_keys(keys: pa.Table, locations: Sequence[str]) -> pa.Table:
-    """The rows of shards that `keys` (KEYS) names, in that order."""
-    dataset = keys["dataset"].to_numpy()
-    parts, positions = [], np.empty(len(keys), dtype=np.int64)
-    base = 0
-    for number in np.unique(dataset):
-        member = np.flatnonzero(dataset == number)
-        parts.append(read_rows(locations[number], keys.take(member)))
-        positions[member] = base + np.arange(len(member))
-        base += len(member)
-    return parts[0] if len(parts) == 1 else pa.concat_tables(parts).take(positions)
 
 
 def stream_records(

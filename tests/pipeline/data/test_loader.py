@@ -15,8 +15,8 @@ from pipeline.config import AugmentConfig, DataConfig, RunConfig, TrainConfig
 from pipeline.data.collate import collate
 from pipeline.data.loader import Ahead, make_recipes, training_batches
 from pipeline.data.plan import plan_of
+from pipeline.data.read_task import read_keys
 from pipeline.data.shards import to_records
-from pipeline.data.stream import read_keys
 
 AUGMENT = AugmentConfig(copy_paste_probability=0.5, brightness=0.2, crop_share=(0.5, 1.0))
 

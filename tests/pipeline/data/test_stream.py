@@ -1,5 +1,7 @@
 """Rows come through Ray Data in the order of the plan, whatever the tasks are."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,11 @@ import pytest
 
 from pipeline.data.mixture import load_mixture
 from pipeline.data.plan import Plan, PlannedBatch
+from pipeline.data.read_task import KEYS, read_task
 from pipeline.data.records import Record
 from pipeline.data.shard_rows import COLUMNS, read_rows
 from pipeline.data.shards import load_manifest, read_groups, shard_name, to_records
-from pipeline.data.stream import KEYS, Reading, chunks, in_tasks, read_task, stream_records
+from pipeline.data.stream import Reading, chunks, in_tasks, stream_records
 
 STEPS, BATCH = 17, 4  # more than two epochs of the 24 images
 READING = Reading(task_rows=64, tasks=2, task_cpus=0.0, chunk_bytes=1 << 20, ahead=2)
@@ -204,3 +207,11 @@ def test_partners_come_after_the_samples(local_ray: None, train: Path, index: pa
         assert records == [everything[ids[row]] for row in batch.all_rows]
         with_partners += len(records) - 3
     assert with_partners > 3
+
+
+def test_a_task_that_reads_imports_no_torch() -> None:
+    """Each of these processes would hold 0.4 GB more, and take seconds to start."""
+    code = "import sys; import pipeline.data.read_task; print(sorted({'torch', 'ray', 'pandas'} & set(sys.modules)))"
+    root = Path(__file__).parents[3]
+    ran = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
