@@ -14,6 +14,7 @@ StrideIn = Literal["1x1", "3x3"]
 Paste = Literal["exact", "integer"]
 MaskTarget = Literal["crop", "image"]
 MaskSchemeName = Literal["independent"]
+RoIOperation = Literal["align", "align_max", "warp", "warp_max", "pool"]
 Normaliser = Literal["budget", "sampled"]
 
 
@@ -145,7 +146,7 @@ class RPNConfig(Section):
 
 @dataclass(frozen=True)
 class RoIConfig(Section):
-    """Sampling of RoIs for the heads, and RoIAlign (Mask R-CNN 3)."""
+    """Sampling of RoIs for the heads, and what is read for each (Mask R-CNN 3)."""
 
     LIMITS: ClassVar[dict[str, Limit]] = {
         "foreground_iou": SHARE,
@@ -159,10 +160,16 @@ class RoIConfig(Section):
     foreground_iou: float = 0.5
     batch_per_image: int = 512
     positive_fraction: float = 0.25
+    operation: RoIOperation = "align"  # Mask R-CNN table 2c; see model/ops/roi.py
     sampling_ratio: int = 0  # bilinear samples a bin and axis; 0 adapts to the RoI's size; the paper's 4 samples are 2
     aligned: bool = True  # False shifts features by half a pixel (torchvision v1, Caffe2)
     canonical_size_px: float = 224.0  # FPN eq. 1
     canonical_level: int = 4  # FPN eq. 1
+
+    def conflicts(self) -> Iterator[str]:
+        """Only RoIAlign's mean exists with an adaptive number of samples."""
+        if self.sampling_ratio == 0 and self.operation not in ("align", "pool"):
+            yield f"sampling_ratio must be at least 1 for operation {self.operation}, got 0; the paper's value is 2"
 
 
 @dataclass(frozen=True)

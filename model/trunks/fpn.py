@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import RoIConfig, TrunkConfig
-from model.ops.roi import RoIs, assign_levels, roi_align
+from model.ops.roi import RoIs, assign_levels, crop_rois
 from model.trunks.resnet import ResNet
 
 Pyramid = dict[int, Tensor]  # level -> [B, C, H / 2^level, W / 2^level]
@@ -41,7 +41,8 @@ class FPN(nn.Module):
     def crop(self, pyramid: Pyramid, boxes: Tensor, image_index: Tensor, size: int) -> Tensor:
         """Features float32 [R, C, size, size] of boxes [R, 4] (pixels of the input) in images [R]."""
         levels = assign_levels(boxes, self.roi.canonical_size_px, self.roi.canonical_level, 2, 5)
-        return roi_align(
+        return crop_rois(
+            self.roi.operation,
             [pyramid[level] for level in (2, 3, 4, 5)],
             (4, 8, 16, 32),
             RoIs(boxes, image_index, levels),
