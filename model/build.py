@@ -1,14 +1,21 @@
 """From a ModelConfig to a network: the only place where configuration words become modules."""
 
-from model.config import MaskSchemeName, ModelConfig
+from model.config import MaskHeadName, MaskSchemeName, ModelConfig, Neck
 from model.heads.box import BoxHead
-from model.heads.mask import MaskHead
-from model.heads.mask_scheme import Independent, MaskScheme
+from model.heads.mask import FCN, MLP, MaskHead
+from model.heads.mask_scheme import Agnostic, Competing, Independent, MaskScheme
 from model.heads.rpn import RPN
 from model.mask_rcnn import MaskRCNN
 from model.trunks.fpn import FPN
+from model.trunks.single_level import C4, C5
 
-MASK_SCHEMES: dict[MaskSchemeName, type[MaskScheme]] = {"independent": Independent}
+TRUNKS: dict[Neck, type[FPN] | type[C4] | type[C5]] = {"fpn": FPN, "c4": C4, "c5": C5}
+MASK_SCHEMES: dict[MaskSchemeName, type[MaskScheme]] = {
+    "independent": Independent,
+    "competing": Competing,
+    "agnostic": Agnostic,
+}
+MASK_HEADS: dict[MaskHeadName, type[FCN] | type[MLP]] = {"fcn": FCN, "mlp": MLP}
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
@@ -19,15 +26,14 @@ def build_model(config: ModelConfig) -> MaskRCNN:
     """
     if config.classes is None:
         raise ValueError("model.classes is null; set it to the number of object classes, background not counted")
-    trunk = FPN(config.trunk, config.roi)
+    trunk = TRUNKS[config.trunk.neck](config.trunk, config.roi)
     mask = None
     if config.mask is not None:
-        mask = MaskHead(trunk.channels, config.classes, config.mask, MASK_SCHEMES[config.mask.scheme]())
-    return MaskRCNN(
-        config.input,
-        trunk,
-        RPN(trunk.channels, config.rpn),
-        config.roi,
-        BoxHead(trunk.channels, config.classes, config.box),
-        mask,
-    )
+        scheme = MASK_SCHEMES[config.mask.scheme]()
+        layers = MASK_HEADS[config.mask.head](
+            trunk.crop_channels, trunk.crop_side(config.mask.roi_size), scheme.channels(config.classes), config.mask
+        )
+        mask = MaskHead(layers, config.mask, scheme)
+    rpn = RPN(trunk.channels, len(config.trunk.levels), config.rpn)
+    box = BoxHead(trunk.crop_channels, trunk.crop_side(config.box.roi_size), config.classes, config.box)
+    return MaskRCNN(config.input, trunk, rpn, config.roi, box, mask)

@@ -8,13 +8,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
-Depth = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+BodyName = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "mobilenet_v3_large",
+    "convnext_tiny",
+]
+Neck = Literal["fpn", "c4", "c5"]
 Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
+HeadNorm = Literal["bn", "sync_bn", "gn"]
 StrideIn = Literal["1x1", "3x3"]
 Paste = Literal["exact", "integer"]
 MaskTarget = Literal["crop", "image"]
-MaskSchemeName = Literal["independent"]
+MaskSchemeName = Literal["independent", "competing", "agnostic"]
 RoIOperation = Literal["align", "align_max", "warp", "warp_max", "pool"]
+BoxLoss = Literal["smooth_l1", "giou"]
+MaskHeadName = Literal["fcn", "mlp"]
 Normaliser = Literal["budget", "sampled"]
 
 
@@ -75,21 +90,28 @@ class InputConfig(Section):
 
 @dataclass(frozen=True)
 class TrunkConfig(Section):
-    """ResNet + FPN (He et al. 2016; Lin et al. 2017)."""
+    """A body (ResNet, ResNeXt, ...) and what is read of it: a pyramid, or its fourth or fifth stage."""
 
     LIMITS: ClassVar[dict[str, Limit]] = {"norm_eps": NOT_NEGATIVE, "freeze_stages": Limit(0, 5), "fpn_channels": COUNT}
 
-    depth: Depth = "resnet50"
+    body: BodyName = "resnet50"
+    neck: Neck = "fpn"  # fpn: P2..P6; c4: stride 16, res5 is the heads' first part; c5: stride 32
     norm: Norm = "frozen_bn"
     norm_eps: float = 1e-5
     stride_in: StrideIn = "3x3"  # which convolution of a bottleneck has the stride: torchvision "3x3", MSRA "1x1"
     freeze_stages: int = 2  # 0 nothing, 1 the stem, 2 stem + layer1 (res2), ... 5 everything
     fpn_channels: int = 256
+    fpn_norm: HeadNorm | None = None  # after each convolution of the pyramid; null: a bias instead
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Pyramid levels that anchors lie on; level l has a stride of 2^l pixels."""
+        return {"fpn": (2, 3, 4, 5, 6), "c4": (4,), "c5": (5,)}[self.neck]
 
 
 @dataclass(frozen=True)
 class AnchorConfig(Section):
-    """One scale a level on P2..P6 (FPN), three aspect ratios (height / width)."""
+    """Scales (FPN: one a level P2..P6; one level: all of them on it) and aspect ratios (height / width)."""
 
     LIMITS: ClassVar[dict[str, Limit]] = {"sizes_px": POSITIVE, "ratios": POSITIVE}
 
@@ -99,11 +121,10 @@ class AnchorConfig(Section):
     stride_from_grid: bool = False  # torchvision: stride = padded image size // grid size (P6 may be off); else 2^level
 
     def conflicts(self) -> Iterator[str]:
-        """One size a level, at least one ratio."""
-        if len(self.sizes_px) != 5:
-            yield f"sizes_px must hold 5 sizes, one a level P2..P6, got {len(self.sizes_px)}"
-        if not self.ratios:
-            yield "ratios must hold at least one ratio, got none; the usual ones are [0.5, 1.0, 2.0]"
+        """At least one of each."""
+        for name, values in (("sizes_px", self.sizes_px), ("ratios", self.ratios)):
+            if not values:
+                yield f"{name} must hold at least one number, got none; see configs/base.yaml for the usual ones"
 
 
 @dataclass(frozen=True)
@@ -174,25 +195,35 @@ class RoIConfig(Section):
 
 @dataclass(frozen=True)
 class BoxConfig(Section):
-    """Box head: RoIAlign -> fully connected layers -> class scores and class-specific box deltas."""
+    """Box head: crops -> convolutions -> average or not -> fully connected layers -> class scores and box deltas."""
 
     LIMITS: ClassVar[dict[str, Limit]] = {
         "roi_size": COUNT,
+        "convs": NOT_NEGATIVE,
+        "conv_channels": COUNT,
         "hidden": COUNT,
-        "layers": COUNT,
+        "layers": NOT_NEGATIVE,
         "detections_per_image": COUNT,
         "weights": POSITIVE,
         "box_beta": NOT_NEGATIVE,
+        "focal_gamma": NOT_NEGATIVE,
         "min_size_px": NOT_NEGATIVE,
         "score_threshold": SHARE,
         "nms_iou": SHARE,
     }
 
     roi_size: int = 7
-    hidden: int = 1024
+    convs: int = 0  # 3x3, before the fully connected layers (Wu & He 2018: 4)
+    conv_channels: int = 256
+    norm: HeadNorm | None = None  # after each of those convolutions; null: a bias instead
+    average: bool = False  # over the cells of a crop, before the fully connected layers (C4)
     layers: int = 2
+    hidden: int = 1024
+    class_agnostic: bool = False  # one box a RoI instead of one a class
     weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)  # of dx, dy, dw, dh
+    box_loss: BoxLoss = "smooth_l1"
     box_beta: float = 0.0  # smooth-L1 beta; 0 is L1 (torchvision: 1/9)
+    focal_gamma: float = 0.0  # of the class loss (Lin et al. 2017, without alpha); 0 is cross-entropy
     score_threshold: float = 0.05
     nms_iou: float = 0.5
     min_size_px: float = 0.0  # smaller detections are dropped (torchvision: 1e-2)
@@ -201,19 +232,29 @@ class BoxConfig(Section):
 
 @dataclass(frozen=True)
 class MaskConfig(Section):
-    """Mask head: RoIAlign -> convolutions -> deconvolution -> one mask a class (Mask R-CNN figure 4, right)."""
+    """Mask head: a small fully convolutional network on every crop, or an MLP (Mask R-CNN figure 4, table 2e)."""
 
     LIMITS: ClassVar[dict[str, Limit]] = {
         "roi_size": COUNT,
         "channels": COUNT,
         "convs": NOT_NEGATIVE,
+        "deconvs": NOT_NEGATIVE,
+        "hidden": COUNT,
+        "layers": COUNT,
+        "mlp_size": COUNT,
         "threshold": SHARE,
     }
 
+    head: MaskHeadName = "fcn"
     scheme: MaskSchemeName = "independent"  # per-class sigmoid (Mask R-CNN table 2b)
-    roi_size: int = 14  # masks come out at twice this size
-    channels: int = 256
-    convs: int = 4
+    roi_size: int = 14
+    channels: int = 256  # fcn
+    convs: int = 4  # fcn
+    norm: HeadNorm | None = None  # fcn: after each convolution; null: a bias instead
+    deconvs: int = 1  # fcn: each doubles the mask's side
+    hidden: int = 1024  # mlp
+    layers: int = 1  # mlp: hidden ones
+    mlp_size: int = 28  # mlp: the mask's side
     target: MaskTarget = (
         "crop"  # from 112 x 112 crops, binarised; "image": soft, from full-resolution masks (torchvision)
     )
@@ -234,3 +275,12 @@ class ModelConfig(Section):
     roi: RoIConfig = field(default_factory=RoIConfig)
     box: BoxConfig = field(default_factory=BoxConfig)
     mask: MaskConfig | None = field(default_factory=MaskConfig)
+
+    def conflicts(self) -> Iterator[str]:
+        """Anchors fit the levels."""
+        levels, sizes = self.trunk.levels, self.rpn.anchors.sizes_px
+        if len(levels) > 1 and len(sizes) != len(levels):
+            yield (
+                f"rpn.anchors.sizes_px must hold {len(levels)} sizes, one a level P{levels[0]}..P{levels[-1]} of "
+                f"trunk.neck={self.trunk.neck}, got {len(sizes)}"
+            )

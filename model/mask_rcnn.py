@@ -6,6 +6,7 @@ The loss has fixed shapes and asks nothing of the device; prediction has not and
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from model.ops.boxes import box_iou, clip_boxes
 from model.ops.mask_targets import targets_from_crops, targets_from_images
 from model.ops.matching import match
 from model.ops.sampling import gather_slots, sample_slots
-from model.trunks.fpn import FPN, Pyramid
+from model.trunks.trunk import Pyramid, Trunk
 from model.types import Batch, Detections, Losses, Targets
 
 
@@ -42,6 +43,17 @@ class SampledRoIs:
     positives: int
 
 
+class _Seen(NamedTuple):
+    """A batch after the trunk and the RPN."""
+
+    pyramid: Pyramid
+    objectness: list[Tensor]  # [B, A_l] a level
+    deltas: list[Tensor]  # [B, A_l, 4] a level
+    anchors: list[Tensor]  # [A_l, 4] a level
+    proposals: Tensor  # [B, P, 4]
+    real: Tensor  # bool [B, P]
+
+
 class MaskRCNN(nn.Module):
     """`model(batch)` gives the losses, `model.predict(batch)` the detections. Without `mask` it is Faster R-CNN."""
 
@@ -49,14 +61,14 @@ class MaskRCNN(nn.Module):
     std: Tensor
 
     def __init__(
-        self, inputs: InputConfig, trunk: FPN, rpn: RPN, roi: RoIConfig, box: BoxHead, mask: MaskHead | None
+        self, inputs: InputConfig, trunk: nn.Module, rpn: RPN, roi: RoIConfig, box: BoxHead, mask: MaskHead | None
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(inputs.mean), False)
         self.register_buffer("std", torch.tensor(inputs.std), False)
         self.divisor = inputs.divisor
         self.roi = roi
-        self.trunk = trunk
+        self.trunk: Trunk = trunk  # type: ignore[assignment]  # a module that is a Trunk
         self.rpn = rpn
         self.box = box
         self.mask = mask
@@ -80,19 +92,34 @@ class MaskRCNN(nn.Module):
         targets = batch.targets
         if targets is None:
             raise ValueError("the loss needs batch.targets, got None; call model.predict(batch) to detect")
+        seen = self._look(batch)
+        if noise is None:
+            candidates = seen.proposals.shape[1] + targets.boxes.shape[1]
+            noise = self._draw(len(batch.images), sum(map(len, seen.anchors)), candidates)
+        losses: Losses = self.rpn.losses(seen.objectness, seen.deltas, seen.anchors, targets, noise.anchors)
+        rois = self.sample(seen.proposals, seen.real, targets, noise.rois)
+        crops = self._crop(seen.pyramid, rois.boxes, self.box.config.roi_size)  # [B, S, C, P, P]
+        losses |= self._box_losses(crops, rois, targets)
+        if self.mask is not None:
+            shared = self.trunk.crops_are_costly and self.mask.config.roi_size == self.box.config.roi_size
+            positive = rois.boxes[:, : rois.positives]
+            own = (
+                crops[:, : rois.positives] if shared else self._crop(seen.pyramid, positive, self.mask.config.roi_size)
+            )
+            losses |= self._mask_losses(self.mask, own, rois, targets)
+        return losses
+
+    def _look(self, batch: Batch) -> _Seen:
         images = self.normalise(batch.images, batch.sizes)
         pyramid = self.trunk(images)
         objectness, deltas = self.rpn(pyramid)
         anchors = self.rpn.anchors(pyramid, (images.shape[2], images.shape[3]))
-        proposals, real = self.rpn.propose(objectness, deltas, anchors, batch.sizes)
-        if noise is None:
-            noise = self._draw(len(images), sum(map(len, anchors)), proposals.shape[1] + targets.boxes.shape[1])
-        losses: Losses = self.rpn.losses(objectness, deltas, anchors, targets, noise.anchors)
-        rois = self.sample(proposals, real, targets, noise.rois)
-        losses |= self._box_losses(pyramid, rois, targets)
-        if self.mask is not None:
-            losses |= self._mask_losses(self.mask, pyramid, rois, targets)
-        return losses
+        return _Seen(pyramid, objectness, deltas, anchors, *self.rpn.propose(objectness, deltas, anchors, batch.sizes))
+
+    def _crop(self, pyramid: Pyramid, boxes: Tensor, size: int) -> Tensor:
+        """Crops [B, N, C, P, P] of boxes [B, N, 4]."""
+        crops = self.trunk.crop(pyramid, boxes.flatten(0, 1), _image_index(boxes), size)
+        return crops.reshape(*boxes.shape[:2], *crops.shape[1:])
 
     def _draw(self, images: int, anchors: int, candidates: int) -> SamplingNoise:
         device = self.mean.device
@@ -115,14 +142,14 @@ class MaskRCNN(nn.Module):
         positives = min(int(roi.batch_per_image * roi.positive_fraction), index.shape[1])
         return SampledRoIs(gather_slots(boxes, index), classes, truth_index, valid, positives)
 
-    def _box_losses(self, pyramid: Pyramid, rois: SampledRoIs, targets: Targets) -> Losses:
-        boxes = rois.boxes.flatten(0, 1)
-        crops = self.trunk.crop(pyramid, boxes, _image_index(rois.boxes), self.box.config.roi_size)
-        logits, deltas = self.box(crops)
+    def _box_losses(self, crops: Tensor, rois: SampledRoIs, targets: Targets) -> Losses:
+        logits, deltas = self.box(crops.flatten(0, 1))
         truth = gather_slots(targets.boxes, rois.truth_index).flatten(0, 1)
+        boxes = rois.boxes.flatten(0, 1)
         return self.box.losses(logits, deltas, boxes, rois.classes.flatten(), truth, rois.valid.flatten())
 
-    def _mask_losses(self, head: MaskHead, pyramid: Pyramid, rois: SampledRoIs, targets: Targets) -> Losses:
+    def _mask_losses(self, head: MaskHead, crops: Tensor, rois: SampledRoIs, targets: Targets) -> Losses:
+        """`crops` [B, positives, C, P, P] are those of the first slots."""
         if targets.masks is None:
             raise ValueError("the mask loss needs targets.masks, got None; set model.mask: null to train boxes only")
         boxes = rois.boxes[:, : rois.positives]
@@ -130,7 +157,7 @@ class MaskRCNN(nn.Module):
         truth_index = rois.truth_index[:, : rois.positives]
         image_index = _image_index(boxes)
         flat = boxes.flatten(0, 1)
-        logits = head(self.trunk.crop(pyramid, flat, image_index, head.config.roi_size))
+        logits = head(crops.flatten(0, 1))
         with torch.no_grad():
             slots = targets.masks.shape[1]
             flat_index = image_index * slots + truth_index.flatten()  # of [B * G]
@@ -150,15 +177,11 @@ class MaskRCNN(nn.Module):
         """
         if self.training:
             raise RuntimeError("predict() needs the model in eval mode; call model.eval() first")
-        images = self.normalise(batch.images, batch.sizes)
-        pyramid = self.trunk(images)
-        objectness, deltas = self.rpn(pyramid)
-        anchors = self.rpn.anchors(pyramid, (images.shape[2], images.shape[3]))
-        rois, real = self.rpn.propose(objectness, deltas, anchors, batch.sizes)
-        crops = self.trunk.crop(pyramid, rois.flatten(0, 1), _image_index(rois), self.box.config.roi_size)
-        logits, moves = self.box(crops)
-        shape = rois.shape[:2]
-        found = self.box.detect(logits.reshape(*shape, -1), moves.reshape(*shape, -1, 4), rois, real, batch.sizes)
+        seen = self._look(batch)
+        rois, real = seen.proposals, seen.real
+        crops = self._crop(seen.pyramid, rois, self.box.config.roi_size)
+        logits, moves = (out.reshape(*rois.shape[:2], *out.shape[1:]) for out in self.box(crops.flatten(0, 1)))
+        found = self.box.detect(logits, moves, rois, real, batch.sizes)
         counts = [len(boxes) for boxes, _, _ in found]
         masks: list[Tensor | None] = [None] * len(found)
         if self.mask is not None:
@@ -167,7 +190,7 @@ class MaskRCNN(nn.Module):
             image_index = torch.arange(len(found), device=boxes.device).repeat_interleave(
                 torch.tensor(counts, device=boxes.device)
             )
-            crops = self.trunk.crop(pyramid, boxes, image_index, self.mask.config.roi_size)
+            crops = self.trunk.crop(seen.pyramid, boxes, image_index, self.mask.config.roi_size)
             masks = list(torch.split(self.mask.probabilities(self.mask(crops), classes), counts))
         scale = (batch.original_sizes / batch.sizes).flip(1).repeat(1, 2).float()  # [B, 4]: x, y, x, y
         results = []

@@ -13,7 +13,7 @@ from model.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes, smo
 from model.ops.matching import match
 from model.ops.nms import nms_keep
 from model.ops.sampling import gather_slots, sample_slots
-from model.trunks.fpn import Pyramid
+from model.trunks.trunk import Pyramid
 from model.types import Losses, Targets
 
 
@@ -23,15 +23,17 @@ class RPN(nn.Module):
     cells: Tensor
     weights: Tensor
 
-    def __init__(self, channels: int, config: RPNConfig) -> None:
+    def __init__(self, channels: int, levels: int, config: RPNConfig) -> None:
         super().__init__()
         self.config = config
         anchors = config.anchors
-        self.register_buffer("cells", cell_anchors(anchors.sizes_px, anchors.ratios, anchors.rounded), False)
+        cells = cell_anchors(anchors.sizes_px, anchors.ratios, anchors.rounded)
+        cells = cells.reshape(levels, -1, 4)  # [L, anchors a cell, 4]
+        self.register_buffer("cells", cells, False)
         self.register_buffer("weights", torch.ones(4), False)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, len(anchors.ratios), 1)
-        self.deltas = nn.Conv2d(channels, 4 * len(anchors.ratios), 1)
+        self.objectness = nn.Conv2d(channels, cells.shape[1], 1)
+        self.deltas = nn.Conv2d(channels, 4 * cells.shape[1], 1)
         for conv in (self.conv, self.objectness, self.deltas):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]

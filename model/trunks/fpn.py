@@ -1,30 +1,35 @@
-"""Feature pyramid network (Lin et al. 2017) over a ResNet: the trunk of Mask R-CNN R50-FPN and its kin."""
+"""Feature pyramid network (Lin et al. 2017) over a body: the trunk of Mask R-CNN R50-FPN and its kin."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import RoIConfig, TrunkConfig
 from model.ops.roi import RoIs, assign_levels, crop_rois
-from model.trunks.resnet import ResNet
-
-Pyramid = dict[int, Tensor]  # level -> [B, C, H / 2^level, W / 2^level]
+from model.trunks.bodies import make_body
+from model.trunks.resnet import make_norm
+from model.trunks.trunk import Pyramid
 
 
 class FPN(nn.Module):
     """Trunk: `forward(images)` makes a pyramid P2..P6, `crop` reads RoIs from P2..P5."""
 
+    crops_are_costly = False
+
     def __init__(self, config: TrunkConfig, roi: RoIConfig) -> None:
         super().__init__()
         self.roi = roi
-        self.channels = config.fpn_channels
-        self.body = ResNet(config)
-        self.lateral = nn.ModuleList(nn.Conv2d(c, config.fpn_channels, 1) for c in self.body.channels)
-        self.output = nn.ModuleList(
-            nn.Conv2d(config.fpn_channels, config.fpn_channels, 3, padding=1) for _ in self.body.channels
-        )
+        width = config.fpn_channels
+        self.channels = self.crop_channels = width
+        self.body = make_body(config)
+        bias = config.fpn_norm is None
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1, bias=bias) for c in self.body.channels)
+        self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=bias) for _ in self.body.channels)
+        norms = [_norm_or_none(config) for _ in range(2 * len(self.body.channels))]
+        self.lateral_norm, self.output_norm = nn.ModuleList(norms[0::2]), nn.ModuleList(norms[1::2])
         for conv in [*self.lateral, *self.output]:
             nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
 
     def forward(self, images: Tensor) -> Pyramid:
         """images float [B, 3, H, W], H and W multiples of 32 -> {2: P2, ..., 6: P6}."""
@@ -32,9 +37,9 @@ class FPN(nn.Module):
         top: Tensor | None = None
         pyramid: Pyramid = {}
         for index in reversed(range(4)):
-            lateral = self.lateral[index](features[index])
+            lateral = self.lateral_norm[index](self.lateral[index](features[index]))
             top = lateral if top is None else lateral + F.interpolate(top, size=lateral.shape[-2:], mode="nearest")
-            pyramid[index + 2] = self.output[index](top)
+            pyramid[index + 2] = self.output_norm[index](self.output[index](top))
         pyramid[6] = F.max_pool2d(pyramid[5], 1, 2)  # a subsampled P5, for the largest anchors only (FPN 4.1)
         return dict(sorted(pyramid.items()))
 
@@ -50,3 +55,13 @@ class FPN(nn.Module):
             self.roi.sampling_ratio,
             self.roi.aligned,
         )
+
+    def crop_side(self, size: int) -> int:
+        """As it is read."""
+        return size
+
+
+def _norm_or_none(config: TrunkConfig) -> nn.Module:
+    if config.fpn_norm is None:
+        return nn.Identity()
+    return make_norm(config.fpn_norm, config.fpn_channels, config.norm_eps)

@@ -184,7 +184,7 @@ def test_gradient_is_the_slope(samples: int, monkeypatch: pytest.MonkeyPatch) ->
     model = build(with_sampling(TINY, samples))
     nn.init.normal_(model.box.deltas.weight, std=0.05)
     assert model.mask is not None
-    nn.init.normal_(model.mask.predictor.weight, std=0.1)
+    nn.init.normal_(model.mask.layers.predictor.weight, std=0.1)
     batch = scene([2, 1], height=64, width=64)
     noise = noise_for(batch)
     proposals: list[tuple[Tensor, Tensor]] = []

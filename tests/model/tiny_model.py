@@ -13,7 +13,7 @@ CLASSES = 3
 
 TINY = ModelConfig(
     classes=CLASSES,
-    trunk=TrunkConfig("resnet18", "gn", freeze_stages=0, fpn_channels=16),
+    trunk=TrunkConfig("resnet18", norm="gn", freeze_stages=0, fpn_channels=16),
     rpn=RPNConfig(
         anchors=AnchorConfig(sizes_px=(8.0, 16.0, 32.0, 64.0, 128.0)),
         batch_per_image=64,

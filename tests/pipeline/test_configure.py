@@ -209,11 +209,11 @@ def test_override_values_that_are_not_yaml(value):
         ("train.step=5", "train.step is not a key; did you mean train.steps? (override train.step=5)"),
         ("train.lr=1", "train.lr is not a key; did you mean optim.lr? (override train.lr=1)"),
         ("steps=1", "steps is not a key; did you mean train.steps? (override steps=1)"),
-        ("modle.trunk.depth=resnet18", "modle.trunk.depth is not a key; did you mean model.trunk.depth?"),
+        ("modle.trunk.body=resnet18", "modle.trunk.body is not a key; did you mean model.trunk.body?"),
         ("optimizer.lr=1", "optimizer.lr is not a key; did you mean optim.lr?"),
         ("nms_iou=0.5", "did you mean model.rpn.nms_iou or model.box.nms_iou?"),
         ("train.batch=4", "did you mean train.batch_images?"),
-        ("model.trunk.Depth=resnet18", "did you mean model.trunk.depth?"),
+        ("model.trunk.BodyName=resnet18", "did you mean model.trunk.body?"),
         ("model.mask.score_threshold=0.5", "did you mean model.box.score_threshold?"),
         ("init.zzz=1", "init.zzz is not a key; init has weights"),
         ("zzz={a: 1, b: 2}", "zzz is not a key; the configuration has model, init, data"),
@@ -236,7 +236,7 @@ def test_unknown_keys_are_named_with_the_nearest_known_one(override, said):
         ("optim.lr='0.1'", 'optim.lr must be a number, got "0.1"'),
         ("data.drop_empty=1", "data.drop_empty must be true or false, got 1"),
         ("train.name=12", "train.name must be a text or null, got 12; write '\"12\"'"),
-        ("model.trunk.depth=resnet20", 'must be one of resnet18, resnet34, resnet50, resnet101, got "resnet20"'),
+        ("model.trunk.body=resnet20", 'must be one of resnet18, resnet34, resnet50, resnet101, got "resnet20"'),
         ("model.mask.scheme=soft", 'model.mask.scheme must be independent, got "soft"'),
         ("model.input.mean=[1, 2]", "model.input.mean must be a list of 3 numbers, got [1, 2]"),
         ("model.input.mean=[1, 2, 3, 4]", "model.input.mean must be a list of 3 numbers, got [1, 2, 3, 4]"),
@@ -288,7 +288,7 @@ def test_ranges_hold_without_yaml_too():
 def test_all_problems_come_together_with_where_they_are(tmp_path):
     write(tmp_path / "base.yaml", "optim:\n  lr: fast\n  zzz: 3\n")
     path = write(tmp_path / "run.yaml", "base: base.yaml\n\ntrain:\n  steps: 0\n  step: 7\ntrain.seed: 1\n")
-    lines = message("model.trunk.depth=r50", "model.box.hidden=0", "data.flip_probability=.nan", path=path).splitlines()
+    lines = message("model.trunk.body=r50", "model.box.hidden=0", "data.flip_probability=.nan", path=path).splitlines()
     assert lines[0] == "8 problems in the configuration:"
     told = "\n".join(lines)
     for said in (
@@ -298,7 +298,7 @@ def test_all_problems_come_together_with_where_they_are(tmp_path):
         f"train.steps must be at least 1, got 0 ({path}:4)",
         f"train.step is not a key; did you mean train.steps? ({path}:5)",
         f"train.seed is not a key; in a file, write one level a line, indented, instead of dots ({path}:6)",
-        "model.trunk.depth must be one of",
+        "model.trunk.body must be one of",
         "model.box.hidden must be at least 1, got 0 (override model.box.hidden=0)",
         "data.flip_probability must be finite",
     ):
