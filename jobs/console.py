@@ -60,7 +60,8 @@ def progress(
     try:
         yield lines
     except BaseException:
-        lines.finish("stopped at ")
+        if lines.moved:  # else the error says all
+            lines.finish("stopped at ")
         raise
     lines.finish()
 
@@ -95,6 +96,10 @@ class _Lines:
         self._lock = threading.Lock()
         self._done, self._note = start, ""
         self._begin = self._printed = clock()
+
+    @property
+    def moved(self) -> bool:
+        return self._done > self._start
 
     def advance(self, count: int = 1, note: str = "") -> None:
         with self._lock:

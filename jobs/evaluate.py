@@ -8,6 +8,7 @@ from jobs.console import err, out, progress
 from pipeline.config import ClusterConfig, RunConfig
 from pipeline.configure import apply_overrides
 from pipeline.data.shards import load_index
+from pipeline.data.storage import Storage
 from pipeline.evaluation.evaluate import Evaluation, check_classes, evaluate
 from pipeline.evaluation.predict import choose_rows
 from pipeline.evaluation.tables import ap_table, per_class_table
@@ -16,21 +17,22 @@ from pipeline.training.checkpoint import read_meta
 from pipeline.training.cluster import Layout, plan_workers, start_ray
 
 
-def evaluate_checkpoint(checkpoint: Path, data: Path, overrides: Sequence[str], out_dir: Path | None) -> None:
+def evaluate_checkpoint(checkpoint: Path, data: str, overrides: Sequence[str], out_dir: Path | None) -> None:
     """Evaluate with the checkpoint's own configuration, changed by `overrides`."""
     config, meta = read_meta(checkpoint)
     config = replace(config, cluster=ClusterConfig())  # that of the training may be far away
     config = apply_overrides(config, overrides)
-    check_classes(meta, data)
+    shards = Storage.at(data)
+    check_classes(meta, shards)
     with err.status("starting Ray"):
         start_ray(config.cluster)
     layout = plan_workers(config.cluster)
-    directory = out_dir or checkpoint.parent / f"evaluation-{checkpoint.name}-{data.name}"
-    evaluate_and_show(checkpoint.absolute(), data.absolute(), config, layout, directory.absolute())
+    directory = out_dir or checkpoint.parent / f"evaluation-{checkpoint.name}-{shards.name}"
+    evaluate_and_show(checkpoint.absolute(), shards.uri, config, layout, directory.absolute())
 
 
 def evaluate_and_show(
-    checkpoint: Path, data: Path, config: RunConfig, layout: Layout, directory: Path, tracker: Tracker | None = None
+    checkpoint: Path, data: str, config: RunConfig, layout: Layout, directory: Path, tracker: Tracker | None = None
 ) -> Evaluation:
     """Evaluate, print the tables and paths, and log them if there is a tracker."""
     total = choose_rows(load_index(data), config.evaluate.max_images).num_rows

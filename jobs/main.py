@@ -67,21 +67,59 @@ def main(
     """Options of every verb."""
 
 
+OutShards = Annotated[
+    str,
+    typer.Option("--out", metavar="DIR_OR_URI", help="New shards: a directory or s3://, gs://.", show_default=False),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Ray tasks at once; 1 stays in this process.", show_default="one a CPU of the cluster"),
+]
+
+
 @shard_app.command("coco")
 def shard_coco(
     annotations: Annotated[Path, typer.Option(help="COCO instances JSON.", show_default=False)],
-    images: Annotated[Path, typer.Option(help="Directory of the images.", show_default=False)],
-    out_dir: Annotated[Path, typer.Option("--out", help="Directory of the new shards.", show_default=False)],
+    images: Annotated[
+        str, typer.Option(metavar="DIR_OR_URI", help="The images: a directory or s3://, gs://.", show_default=False)
+    ],
+    out_dir: OutShards,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on a bad sample instead of setting it aside.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")] = False,
+    overwrite: Overwrite = False,
     rows_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Images in one Parquet file.", show_default="chosen from the data")
+        int | None, typer.Option(min=1, help="Images in one Parquet file.", show_default="512")
     ] = None,
+    workers: Workers = None,
 ) -> None:
-    """COCO instances -> shards. Bad samples go to quarantine.jsonl with the reason."""
+    """COCO instances -> shards. Bad samples go to quarantine.jsonl with the reason.
+
+    Started again after it was interrupted, it goes on with what is missing.
+    """
     from jobs.shard import shard_coco as run
 
-    run(annotations, images, out_dir, strict=strict, overwrite=overwrite, rows_per_shard=rows_per_shard)
+    run(
+        annotations,
+        images,
+        out_dir,
+        strict=strict,
+        overwrite=overwrite,
+        rows_per_shard=rows_per_shard,
+        workers=workers,
+    )
+
+
+@shard_app.command("migrate")
+def shard_migrate(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="Shards of format 1.", show_default=False)],
+    out_dir: OutShards,
+    overwrite: Overwrite = False,
+    workers: Workers = None,
+) -> None:
+    """Shards of format 1 -> shards of today's format, without the original data set."""
+    from jobs.shard import migrate as run
+
+    run(old, out_dir, overwrite=overwrite, workers=workers)
 
 
 @shard_app.command("shapes")
@@ -99,6 +137,45 @@ def shard_shapes(
     from jobs.shard import shard_shapes as run
 
     run(out_dir, train_images=train_images, val_images=val_images, seed=seed)
+
+
+Shards = Annotated[
+    str, typer.Argument(metavar="SHARDS", help="Directory of shards, or s3://BUCKET/PATH.", show_default=False)
+]
+
+
+@app.command()
+def verify(
+    shards: Shards,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one a CPU")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+) -> None:
+    """Check every hash, picture and row of shards, and show what is in them. Exit code 1 when something is wrong."""
+    from jobs.verify import verify as run
+
+    run(shards, workers=workers, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    shards: Shards,
+    sample: Annotated[
+        str | None, typer.Option(help="Draw this sample: its id or file name.", show_default=False)
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Write a report with charts of the whole data set.")] = False,
+    out_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="PNG of the sample, or directory of the report.",
+            show_default="sample-ID.png or SHARDS-statistics",
+        ),
+    ] = None,
+) -> None:
+    """Look at one sample with its annotations, or at charts of all of them."""
+    from jobs.inspect import inspect as run
+
+    run(shards, sample=sample, stats=stats, out_path=out_path)
 
 
 @app.command()
@@ -124,7 +201,9 @@ def train(
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)],
-    data: Annotated[Path, typer.Option(help="Directory of shards.", show_default=False)],
+    data: Annotated[
+        str, typer.Option(metavar="DIR_OR_URI", help="Shards: a directory or s3://, gs://.", show_default=False)
+    ],
     overrides: Overrides = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Where results and pictures go.", show_default=False)
@@ -149,6 +228,18 @@ def predict(
     from jobs.predict import predict as run
 
     run(checkpoint, images, out_dir, score=score)
+
+
+@app.command()
+def ledger(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prove that a run trained on each sample as planned, whatever was killed. Exit code 1 where it did not."""
+    from jobs.ledger import ledger as run
+
+    if not run(run_dir, as_json):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -7,15 +7,13 @@ from pathlib import Path
 import torch
 
 from jobs.console import err, out, progress
-from pipeline.data.images import ImageError, decode, image_size
+from pipeline.data.images import SUFFIXES, ImageError, decode, image_size
 from pipeline.data.quarantine import DataError
 from pipeline.data.records import Record, empty_record
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.evaluation.instances import from_detections
 from pipeline.evaluation.pictures import draw_predictions
 from pipeline.evaluation.predict import Predictor
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -25,7 +23,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not inside:
-                raise DataError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))}); name a directory that does")
+                raise DataError(f"{path} holds no pictures ({', '.join(SUFFIXES)}); name a directory that does")
             images += inside
         elif path.is_file():
             images.append(path)

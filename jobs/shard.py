@@ -1,6 +1,10 @@
-"""`maskrcnn shard coco|shapes`: a data set becomes shards; what was left out is counted and named."""
+"""`maskrcnn shard coco|shapes|migrate`: a data set becomes shards; what was left out is counted and named.
+
+A format is a function that makes a `Dataset` and hands it to `_shard`.
+"""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,20 +12,48 @@ from rich.table import Table
 
 from jobs.console import out, progress
 from pipeline.data.coco import read_coco
+from pipeline.data.manifest import MANIFEST, QUARANTINE, Manifest, load_manifest
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.shapes import generate_shapes
-from pipeline.data.shards import MANIFEST, QUARANTINE, Manifest, load_manifest, write_shards
+from pipeline.data.sharding import ROWS_PER_GROUP, ROWS_PER_SHARD, shard_dataset
+from pipeline.data.shards_v1 import read_shards_v1
+from pipeline.data.source import Dataset
+from pipeline.data.storage import Storage
 
-ROWS_PER_SHARD = 512
 TRAIN_IMAGES, VAL_IMAGES = 3000, 300  # of the generated data set
 
 
 def shard_coco(
-    annotations: Path, images: Path, out_dir: Path, *, strict: bool, overwrite: bool, rows_per_shard: int | None
+    annotations: Path,
+    images: str,
+    out_dir: str,
+    *,
+    strict: bool,
+    overwrite: bool,
+    rows_per_shard: int | None,
+    workers: int | None,
 ) -> None:
     """Shard COCO instances and show what is in the shards."""
-    manifest = _shard(annotations, images, out_dir, strict, overwrite, rows_per_shard or ROWS_PER_SHARD)
-    _show({out_dir: manifest})
+    dataset = read_coco(annotations, images, Quarantine(strict))
+    target = Storage.at(out_dir)
+    _show({target: _shard(dataset, target, annotations.stem, overwrite, workers, rows_per_shard or ROWS_PER_SHARD)})
+
+
+def migrate(old: str, out_dir: str, *, overwrite: bool, workers: int | None) -> None:
+    """Write shards of format 1 again in today's format, in their order."""
+    dataset, options = read_shards_v1(old, Quarantine())
+    target = Storage.at(out_dir)
+    manifest = _shard(
+        dataset,
+        target,
+        Storage.at(old).name,
+        overwrite,
+        workers,
+        options["rows_per_shard"],
+        options["rows_per_group"],
+        seed=None,
+    )
+    _show({target: manifest})
 
 
 def shard_shapes(out_dir: Path, *, train_images: int | None, val_images: int | None, seed: int) -> None:
@@ -39,37 +71,47 @@ def shard_shapes(out_dir: Path, *, train_images: int | None, val_images: int | N
         )
     manifests = {}
     for split in sizes:
-        target = out_dir / split
-        if (target / MANIFEST).exists():
+        target = Storage.at(out_dir / split)
+        if target.exists(MANIFEST):
             present = load_manifest(target)
             if present.generator == {"name": "shapes", **asdict(settings)}:
                 manifests[target] = present
                 continue
-        annotations = coco / "annotations" / f"instances_{split}.json"
-        manifests[target] = _shard(annotations, coco / split, target, True, True, ROWS_PER_SHARD)
+        dataset = read_coco(coco / f"annotations/instances_{split}.json", coco / split, Quarantine(strict=True))
+        manifests[target] = _shard(dataset, target, split, overwrite=True, workers=1)  # done before a Ray would start
     _show(manifests)
 
 
 def _shard(
-    annotations: Path, images: Path, out_dir: Path, strict: bool, overwrite: bool, rows_per_shard: int
+    dataset: Dataset,
+    target: Storage,
+    name: str,
+    overwrite: bool,
+    workers: int | None,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    rows_per_group: int = ROWS_PER_GROUP,
+    seed: int | None = 0,
 ) -> Manifest:
-    dataset = read_coco(annotations, images, Quarantine(strict))
-    with progress(f"sharding {annotations.stem}", len(dataset.entries)) as meter:
-        return write_shards(
+    """Shard with a progress bar."""
+    with progress(f"sharding {name}", len(dataset.entries)) as meter:
+        return shard_dataset(
             dataset,
-            out_dir,
+            target,
+            seed=seed,
             rows_per_shard=rows_per_shard,
+            rows_per_group=rows_per_group,
+            workers=workers,
             overwrite=overwrite,
             progress=lambda done, _total: meter.reach(done),
         )
 
 
-def _show(manifests: dict[Path, Manifest]) -> None:
+def _show(manifests: Mapping[Storage, Manifest]) -> None:
     """A column a directory: counts, then what was set aside and why."""
     table = Table(box=None, pad_edge=False)
     table.add_column("shards in")
-    for directory in manifests:
-        table.add_column(str(directory), justify="right", overflow="fold")
+    for storage in manifests:
+        table.add_column(str(storage), justify="right", overflow="fold")
     rows = {
         "images": "images",
         "instances": "instances",
@@ -85,8 +127,8 @@ def _show(manifests: dict[Path, Manifest]) -> None:
     megabytes = (sum(shard.bytes for shard in manifest.shards) / 1e6 for manifest in manifests.values())
     table.add_row("size", *(f"{size:.1f} MB" for size in megabytes))
     out.print(table)
-    for directory, manifest in manifests.items():
+    for storage, manifest in manifests.items():
         for reason, count in manifest.quarantined.items():
             out.print(f"  {count} x {reason}", highlight=False, markup=False)
         if manifest.quarantined:
-            out.print(f"  each of them: {directory / QUARANTINE}", highlight=False, markup=False, soft_wrap=True)
+            out.print(f"  each of them: {storage.child(QUARANTINE)}", highlight=False, markup=False, soft_wrap=True)

@@ -22,7 +22,7 @@ def train(config_path: Path, overrides: Sequence[str]) -> None:
     try:
         with err.status("starting Ray"):
             start_ray(config.cluster)
-        layout = plan_workers(config.cluster, config.train.batch_images)
+        layout = plan_workers(config.cluster, config.train.batch_images, config.data.decode)
         _introduce(run, layout)
         changed = tracker.log_config(to_dict(config), to_yaml(config))
         for key, (before, now) in changed.items():
@@ -30,9 +30,7 @@ def train(config_path: Path, overrides: Sequence[str]) -> None:
         tracker.log_tags(tags(run, layout))
         with progress("training", config.train.steps, start=run.done) as meter:
             checkpoint = fit(run, layout, tracker.run_id, _Watcher(meter, tracker))
-        evaluate_and_show(
-            checkpoint, Path(config.data.val or ""), config, layout, run.directory / "evaluation", tracker
-        )
+        evaluate_and_show(checkpoint, config.data.val or "", config, layout, run.directory / "evaluation", tracker)
         tracker.log_artifact(checkpoint, "checkpoint")
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -87,7 +85,7 @@ class _Watcher:
                 self.tracker.log_metrics(step, values)
                 note = f"loss {values['train/loss']:.3f}, {values['train/images_per_second']:.1f} images/s"
                 self.meter.reach(step, note)
-            case "checkpoint":  # a run that is killed goes on from here: what came before must be logged
+            case "checkpoint":  # is being written; a run that is killed goes on there: what came before must be logged
                 self.tracker.try_to_flush()
             case "init":
                 out.print(f"weights     {event['report']}", soft_wrap=True, highlight=False)

@@ -1,6 +1,7 @@
 """What flows into and out of the network. Background is class 0, objects are 1..K. Boxes are xyxy in pixels.
 
-Shape legend: B images, G ground-truth slots, H x W padded input, N detections, m mask size, C crop size (112).
+Shape legend: B images, G ground-truth slots, H x W padded input, N detections, m mask size, C crop size (112),
+J keypoints.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -32,6 +33,9 @@ class Targets:
     classes: Tensor  # int64 [B, G], 1..K
     valid: Tensor  # bool [B, G]
     masks: Tensor | None  # uint8 [B, G, C, C] relative to its box, or [B, G, H, W] for mask.target "image"
+    # float32 [B, G, J, 3] x, y (continuous pixels of the input) and visibility: 0 not labelled or not in the input,
+    # 1 hidden, 2 seen. Zeros where the visibility is 0. None where the data has no keypoints.
+    keypoints: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Targets":
         """The same targets on `device`."""

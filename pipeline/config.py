@@ -8,6 +8,44 @@ from model.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Limit, ModelConfi
 
 Precision = Literal["bf16", "float32"]
 Engine = Literal["hotcoco", "pycocotools"]
+Decode = Literal["worker", "cluster"]
+Resize = Literal["shortest", "jitter"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig(Section):
+    """What happens to a picture before it trains. Drawn from (seed, epoch, sample) alone, each kind on its own."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "flip_probability": SHARE,
+        "jitter_scale": POSITIVE,
+        "crop_probability": SHARE,
+        "crop_share": Limit(0, 1, above=True),
+        "colour_probability": SHARE,
+        "brightness": NOT_NEGATIVE,
+        "contrast": NOT_NEGATIVE,
+        "saturation": NOT_NEGATIVE,
+        "hue": Limit(0, 0.5),
+        "copy_paste_probability": SHARE,
+    }
+
+    flip_probability: float = 0.5
+    resize: Resize = "shortest"  # or large-scale jitter on a square canvas of the batch's size (Ghiasi et al. 2021)
+    jitter_scale: tuple[float, float] = (0.1, 2.0)  # times the canvas
+    crop_share: tuple[float, float] | None = None  # of each side, before resizing; null: no crop
+    crop_probability: float = 1.0
+    brightness: float = 0.0  # strengths as torchvision's ColorJitter
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    colour_probability: float = 1.0
+    copy_paste_probability: float = 0.0
+
+    def conflicts(self) -> Iterator[str]:
+        """Ranges go up."""
+        for name, pair in (("jitter_scale", self.jitter_scale), ("crop_share", self.crop_share)):
+            if pair is not None and pair[0] > pair[1]:
+                yield f"{name} must be [least, most], got {list(pair)}; swap them"
 
 
 @dataclass(frozen=True)
@@ -21,24 +59,34 @@ class DataConfig(Section):
         "test_max_size_px": COUNT,
         "decode_threads": COUNT,
         "prefetch_batches": COUNT,
+        "repeat_threshold": SHARE,
+        "mix_weights": NOT_NEGATIVE,
+        "max_instance_pixels": COUNT,
         "task_rows": COUNT,
+        "read_tasks": COUNT,
+        "chunk_mb": COUNT,
         "window_groups": COUNT,
         "aspect_buckets": COUNT,
-        "flip_probability": SHARE,
     }
 
-    train: str | None = None  # directory of shards
-    val: str | None = None  # directory of shards
+    train: str | tuple[str, ...] | None = None  # directory or URI of shards, or several that are mixed
+    val: str | None = None  # directory or URI of shards
     train_sizes_px: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # shorter side, one drawn a batch
     train_max_size_px: int = 1333  # longer side at most
     test_size_px: int = 800
     test_max_size_px: int = 1333
-    flip_probability: float = 0.5
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     drop_empty: bool = True  # images without a trainable object are left out of training (and counted)
+    repeat_threshold: float | None = None  # share of images below which a class is repeated; null: no repeating
+    mix_weights: tuple[float, ...] | None = None  # shares of samples of each of `train`; null: all samples alike
+    max_instance_pixels: int | None = 200_000_000  # instances of the most crowded image x pixels of the padded batch
+    decode: Decode = "worker"  # pictures are decoded by threads of the workers, or by Ray tasks on the whole cluster
     decode_threads: int | None = None  # a worker; null: one a CPU of the worker
     prefetch_batches: int = 4  # decoded batches kept ready a worker
     task_rows: int = 64  # rows one Ray Data task reads
-    window_groups: int = 256  # Parquet row groups whose rows are shuffled together
+    read_tasks: int = 2  # at once, a worker
+    chunk_mb: int = 256  # encoded pictures of one Ray data set; a run is a sequence of data sets
+    window_groups: int = 512  # Parquet row groups whose rows are shuffled together
     aspect_buckets: int = 2  # batches hold images of one range of width / height
 
     def conflicts(self) -> Iterator[str]:
@@ -51,6 +99,17 @@ class DataConfig(Section):
         ):
             if size > limit:
                 yield f"{name} (longer side) must be at least the shorter side, {size}, got {limit}; change one of them"
+        if self.train == ():
+            yield "train must hold at least one directory of shards, got none; null leaves it open"
+        if self.mix_weights is not None:
+            places = 1 if self.train is None or isinstance(self.train, str) else len(self.train)
+            if len(self.mix_weights) != places:
+                yield (
+                    f"mix_weights must hold one weight for each of data.train, {places}, got {len(self.mix_weights)}; "
+                    "null takes all samples alike"
+                )
+            elif not any(self.mix_weights):
+                yield "mix_weights must hold a weight above 0, got only zeros; null takes all samples alike"
 
 
 @dataclass(frozen=True)

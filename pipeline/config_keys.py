@@ -54,7 +54,7 @@ def expected(annotation: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     options = get_args(annotation)
     if NoneType in options:
-        inner = expected(next(option for option in options if option is not NoneType))
+        inner = " or ".join(expected(option) for option in options if option is not NoneType)
         return f"null or {inner}" if inner.startswith("a section") else f"{inner} or null"
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(options)}" if len(options) > 1 else str(options[0])

@@ -174,6 +174,8 @@ def _explain(kind: str, loc: tuple[int | str, ...], message: str, tree: Tree, or
         if isinstance(part, int):
             break
         names.append(part)
+    while len(names) > 1 and ".".join(names) not in annotations():  # pydantic adds the type it tried of several
+        names.pop()
     key = ".".join(names)
     if kind == "value_error":  # a section's own check: one line a problem, each starting with the field's name
         for line in message.removeprefix("Value error, ").splitlines():

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from object_store import CREDENTIALS, ObjectStore
 
 from pipeline.data.coco import read_coco
 from pipeline.data.quarantine import Quarantine
 from pipeline.data.shapes import generate_shapes
-from pipeline.data.shards import write_shards
+from pipeline.data.sharding import shard_dataset
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset = read_coco(
             root / f"coco/annotations/instances_{split}.json", root / "coco" / split, Quarantine(strict=True)
         )
-        write_shards(dataset, root / split, rows_per_shard=10, rows_per_group=4)
+        shard_dataset(dataset, root / split, rows_per_shard=10, rows_per_group=4)
     return root
 
 
@@ -33,3 +34,17 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """An S3 of our own, on the loopback; its credentials mean nothing anywhere."""
+    pytest.importorskip("moto")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+            patch.delenv(name, raising=False)
+        store = ObjectStore()
+        yield store
+        store.close()

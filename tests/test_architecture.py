@@ -17,11 +17,23 @@ FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py")
 
 # Where an outside library may be imported: whole directories end in a slash.
 ROOMS = {
-    "ray": ("pipeline/data/stream.py", "pipeline/training/", "pipeline/evaluation/", "pipeline/search/", "jobs/"),
+    "ray": (
+        "pipeline/data/stream.py",
+        "pipeline/data/sharding.py",
+        "pipeline/training/",
+        "pipeline/evaluation/",
+        "pipeline/search/",
+        "jobs/",
+    ),
     "mlflow": ("pipeline/tracking/",),
     "typer": ("jobs/",),
 }
-MODEL_LIBRARIES = {"torch": ("model/",), "torchvision": ("model/",), "safetensors": ("model/weights/",)}
+MODEL_LIBRARIES = {
+    "torch": ("model/",),
+    "torchvision": ("model/",),
+    "safetensors": ("model/weights/",),
+    "triton": ("model/ops/nms_triton.py",),
+}
 
 
 def name_of(path: Path) -> str:

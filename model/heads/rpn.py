@@ -77,7 +77,9 @@ class RPN(nn.Module):
         # [B, L, N]: NMS never mixes levels, so each is a group, padded to the widest one.
         padded_boxes = torch.stack([F.pad(b, (0, 0, 0, widest - b.shape[1])) for b in boxes], 1)
         padded_scores = torch.stack([F.pad(s, (0, widest - s.shape[1]), value=-torch.inf) for s in scores], 1)
-        padded_boxes = clip_boxes(padded_boxes, sizes)
+        # Features that are not finite make boxes that are no numbers; as empty ones they are left out. The loss is not
+        # finite then and the step is skipped, but a RoI read at such a place would end the process.
+        padded_boxes = clip_boxes(padded_boxes, sizes).nan_to_num(nan=0.0)
         side = padded_boxes[..., 2:] - padded_boxes[..., :2]
         smallest = side.amin(-1)
         large = smallest >= config.min_size_px if config.min_size_px > 0 else smallest > 0

@@ -7,7 +7,6 @@ order of their scores, 32 at a time.
 Legend: S groups, N boxes a group, best first; W = ceil(N / 32) words of 32 bits.
 """
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -95,5 +94,7 @@ def keep_sorted(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
 
 def _not_above(threshold: float) -> float:
     """The largest float32 that is not above a threshold: a float32 is above the one where it is above the other."""
-    near = np.float32(threshold)
-    return float(near if float(near) <= threshold else np.nextafter(near, np.float32(-np.inf)))
+    near = torch.tensor(threshold, dtype=torch.float32, device="cpu")
+    if near.item() > threshold:
+        near = torch.nextafter(near, torch.tensor(-torch.inf, device="cpu"))
+    return near.item()

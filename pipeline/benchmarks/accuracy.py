@@ -3,9 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import pyarrow.compute as pc
 import torch
 
 from model.build import build_model
@@ -13,12 +11,16 @@ from model.config import MaskTarget
 from model.types import Batch
 from pipeline.benchmarks.torchvision_peer import build_peer, peer_losses, peer_results
 from pipeline.config import RunConfig
-from pipeline.data.augment import Geometry, draw_geometry, resized
-from pipeline.data.collate import Collator, Work
+from pipeline.data.augment import plain_recipe
+from pipeline.data.collate import Collator, Work, collate
 from pipeline.data.images import decode
-from pipeline.data.plan import Plan
+from pipeline.data.loader import make_recipes
+from pipeline.data.mixture import join_manifests, locations
+from pipeline.data.plan import plan_of
 from pipeline.data.records import Record
-from pipeline.data.shards import annotations, load_index, load_manifest, read_rows, shard_name
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.shards import annotations, load_index, to_records
+from pipeline.data.stream import read_keys
 from pipeline.evaluation.coco_ap import evaluate_coco
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.training.optim import lr_at, make_sgd, set_lr
@@ -35,53 +37,24 @@ class Score:
     cpu_seconds_a_step: float  # of the process
 
 
-def read_in_order(shards: Path, rows: list[dict[str, int]]) -> list[Record]:
-    """The records of some rows of the index."""
-    return [
-        record
-        for row in rows
-        for record in read_rows(shards / shard_name(row["shard"]), row["row_group"], [row["row"]])
-    ]
-
-
 def planned_batches(config: RunConfig, seed: int, targets: MaskTarget) -> Iterator[Batch]:
     """The batches that a run with this seed trains on, read without Ray."""
-    shards = Path(config.data.train or "")
-    index = load_index(shards)
-    index = index.filter(pc.greater(index["instances"], 0))
-    data, train = config.data, config.train
-    plan = Plan(index, seed, train.batch_images, data.train_sizes_px, data.window_groups, data.aspect_buckets)
+    data, train = replace(config.data, drop_empty=True), replace(config.train, seed=seed)
+    config = replace(config, data=data, train=train)
+    plan, places = plan_of(config), locations(data.train or ())
+    recipes = replace(make_recipes(config), targets=targets)
 
-    def work() -> Iterator[Work]:
+    def work() -> Iterator[list[Work]]:
         for step in range(train.steps):
             batch = plan.batch(step)
-            records = read_in_order(shards, index.take(batch.rows).to_pylist())
-            yield (
-                records,
-                [
-                    draw_geometry(
-                        r["height"],
-                        r["width"],
-                        batch.size_px,
-                        data.train_max_size_px,
-                        data.flip_probability,
-                        seed,
-                        int(epoch),
-                        r["sample_id"],
-                    )
-                    for r, epoch in zip(records, batch.epochs, strict=True)
-                ],
-            )
+            yield recipes.work(batch, to_records(read_keys(plan.index.take(batch.all_rows), places)))
 
-    def refuse(sample_id: int, reason: str) -> None:
-        raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")
-
-    return Collator(1, 2, config.model.input.divisor, targets, refuse)(work())
+    return Collator(1, 2, recipes.divisor, targets, _refuse, recipes.keypoints)(work())
 
 
 def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[[int], None]) -> Score:
     """Train "ours" or "torchvision" for train.steps on this process's threads and evaluate on data.val."""
-    manifest = load_manifest(Path(config.data.train or ""))
+    manifest = join_manifests(config.data.train or ())
     config = replace(config, model=replace(config.model, classes=len(manifest.class_names)))
     torch.manual_seed(seed)
     ours = which == "ours"
@@ -100,12 +73,12 @@ def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[
     cpu_seconds = (time.process_time() - started) / config.train.steps
     model.eval()
     results = []
-    shards = Path(config.data.val or "")
-    rows = load_index(shards).to_pylist()
+    shards = config.data.val or ""
+    rows = load_index(shards)
     size = config.evaluate.batch_images
     paste = config.model.mask
-    for start in range(0, len(rows), size):
-        records = read_in_order(shards, rows[start : start + size])
+    for start in range(0, rows.num_rows, size):
+        records = to_records(read_rows(shards, rows.slice(start, size)))
         ids = [record["sample_id"] for record in records]
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             if ours:
@@ -123,15 +96,9 @@ def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[
 
 def _plain(config: RunConfig, records: list[Record]) -> Batch:
     data = config.data
-    geometries = [
-        Geometry(
-            r["height"], r["width"], *resized(r["height"], r["width"], data.test_size_px, data.test_max_size_px), False
-        )
-        for r in records
-    ]
+    work = [Work(r, plain_recipe(r["height"], r["width"], data.test_size_px, data.test_max_size_px)) for r in records]
+    return collate(work, config.model.input.divisor, None, None, _refuse)
 
-    def refuse(sample_id: int, reason: str) -> None:
-        raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")
 
-    (batch,) = Collator(1, 0, config.model.input.divisor, None, refuse)([(records, geometries)])
-    return batch
+def _refuse(sample_id: int, reason: str) -> None:
+    raise ValueError(f"sample {sample_id} cannot be decoded: {reason}; run `maskrcnn shard` again")

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UserError
@@ -25,6 +24,15 @@ class BadSample:
     file_name: str | None
     reason: str  # one of a few, so that they can be counted
     got: str  # what was found in this sample
+
+
+class BadError(Exception):
+    """One sample is bad, raised where that is found and caught where it is known which one."""
+
+    def __init__(self, reason: str, got: object) -> None:
+        super().__init__(reason)
+        text = got if isinstance(got, str) else repr(got)
+        self.reason, self.got = reason, text if len(text) <= 300 else text[:297] + "..."
 
 
 class Quarantine:
@@ -54,12 +62,10 @@ class Quarantine:
         counts = Counter(f"{bad.kind}: {bad.reason}" for bad in self.samples)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
-    def write(self, path: Path) -> None:
+    def to_jsonl(self) -> str:
         """One JSON object a line, images first, in the order of their ids."""
         order = sorted(
             self.samples,
             key=lambda bad: (bad.kind != "image", bad.sample_id or 0, bad.annotation_id or 0, bad.file_name or ""),
         )
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(json.dumps(asdict(bad)) + "\n" for bad in order), encoding="utf-8")
-        temporary.replace(path)
+        return "".join(json.dumps(asdict(bad)) + "\n" for bad in order)

@@ -45,9 +45,12 @@ def from_polygons(polygons: Sequence[object], height: int, width: int) -> bytes:
             got = f"{len(polygon)} numbers" if isinstance(polygon, list | tuple) else _short(polygon)
             raise ValueError(f"a polygon needs at least 3 points (6 numbers, an even count), got {got}")
         try:
-            points = np.asarray(polygon, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+            points = np.asarray(polygon)
+        except ValueError as error:  # lists among the numbers
             raise ValueError(f"a polygon's coordinates must be numbers, got {_short(polygon)}") from error
+        if points.dtype.kind not in "iuf":  # strings, booleans, None, integers beyond 64 bits
+            raise ValueError(f"a polygon's coordinates must be numbers, got {_short(polygon)}")
+        points = points.astype(np.float64)
         if points.ndim != 1 or not np.isfinite(points).all() or np.abs(points).max() > reach:
             raise ValueError(f"a polygon's coordinates must be finite and near the image, got {_short(polygon)}")
     parts = coco_mask.frPyObjects(list(polygons), height, width)
@@ -102,13 +105,17 @@ def crop(runs: NDArray[np.int64], height: int, width: int, box: Sequence[float])
     """The 112 x 112 crop of a mask, given by its run lengths, inside its box (xyxy, pixels): row-major bits.
 
     A cell is set where at least half of its area is mask, pixels being unit squares: exact for any box, larger or
-    smaller than the crop. The area integral is separable, hence two running sums read at the cells' fractional edges.
+    smaller than the crop; what lies outside the picture is not mask. The area integral is separable, hence two running
+    sums read at the cells' fractional edges.
     (Two products with weight matrices are as fast alone, but BLAS' own threads fight with those that shard.)
     """
     x_edges = np.clip(box[0] + (box[2] - box[0]) * _STEPS, 0, width)  # [C + 1]
     y_edges = np.clip(box[1] + (box[3] - box[1]) * _STEPS, 0, height)
     x0, x1 = int(x_edges[0]), math.ceil(x_edges[-1])
     y0, y1 = int(y_edges[0]), math.ceil(y_edges[-1])
+    cell = (box[2] - box[0]) / CROP_SIZE * (box[3] - box[1]) / CROP_SIZE
+    if x0 >= x1 or y0 >= y1 or cell <= 0:  # the box lies outside, or has no area
+        return bytes(CROP_SIZE * CROP_SIZE // 8)
     columns = _columns(runs, height, x0, x1)[:, y0:y1]  # [w, h]
     sums = np.zeros((x1 - x0, y1 - y0 + 1), dtype=np.int32)
     np.cumsum(columns, axis=1, out=sums[:, 1:])
@@ -116,9 +123,13 @@ def crop(runs: NDArray[np.int64], height: int, width: int, box: Sequence[float])
     sums_x = np.zeros((CROP_SIZE, x1 - x0 + 1))
     np.cumsum(by_y.T, axis=1, out=sums_x[:, 1:])
     covered = _between(sums_x, x_edges - x0)  # [C (y), C (x)] pixels^2
-    cell = (x_edges[1] - x_edges[0]) * (y_edges[1] - y_edges[0])
     least = 0.5 * cell * (1 - 1e-9)  # the tolerance is float64's: a half stays a half
     return np.packbits(np.greater_equal(covered, least)).tobytes()
+
+
+def window(runs: NDArray[np.int64], height: int, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
+    """The part of a mask inside whole pixels x0..x1, y0..y1: uint8 [y1 - y0, x1 - x0] in 0/1, columns contiguous."""
+    return _columns(runs, height, x0, x1)[:, y0:y1].T
 
 
 def unpack_crops(crops: Sequence[bytes]) -> NDArray[np.uint8]:

@@ -110,7 +110,7 @@ def render(rng: np.random.Generator, size_px: int) -> Scene:
     canvas = _background(rng, height, width)
     for body in bodies:
         _paint(rng, canvas, body)
-    return Scene(_photograph(rng, canvas), tuple(body.name for body in bodies), tuple(masks))
+    return Scene(photograph(rng, canvas), tuple(body.name for body in bodies), tuple(masks))
 
 
 def _size(rng: np.random.Generator, size_px: int) -> tuple[int, int]:
@@ -181,7 +181,7 @@ def _visible(bodies: list[_Body], height: int, width: int) -> tuple[list[_Body],
         bodies = [body for i, body in enumerate(bodies) if i != hidden[0]]  # others may be seen better without it
 
 
-def _noise(rng: np.random.Generator, height: int, width: int, cells: float, channels: int = 1) -> Floats:
+def noise(rng: np.random.Generator, height: int, width: int, cells: float, channels: int = 1) -> Floats:
     """Smooth noise [H, W, channels] in about -1..1 with `cells` bumps along the longer side."""
     scale = cells / max(height, width)
     grid = rng.uniform(-1, 1, (max(2, round(height * scale)) + 1, max(2, round(width * scale)) + 1, channels))
@@ -207,13 +207,13 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
     x = np.linspace(-0.5, 0.5, width, dtype=np.float32)
     y = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
     slope = (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle)))[..., None]  # [H, W, 1]
-    blend = np.clip(0.5 + slope + 0.45 * _noise(rng, height, width, rng.uniform(2, 5)), 0, 1)
-    patches = np.clip(2 * _noise(rng, height, width, rng.uniform(3, 8)), 0, 1) * np.float32(rng.uniform(0, 0.8))
+    blend = np.clip(0.5 + slope + 0.45 * noise(rng, height, width, rng.uniform(2, 5)), 0, 1)
+    patches = np.clip(2 * noise(rng, height, width, rng.uniform(3, 8)), 0, 1) * np.float32(rng.uniform(0, 0.8))
     canvas = near + blend * (far - near)
     canvas += patches * (third - canvas)
     strength = np.float32(rng.uniform(6, 22))
     for octave in range(3):
-        canvas += strength / 2**octave * _noise(rng, height, width, 10 * 2.3**octave)
+        canvas += strength / 2**octave * noise(rng, height, width, 10 * 2.3**octave)
     background: Floats = canvas.astype(np.float32)
     return background
 
@@ -233,7 +233,7 @@ def _texture(rng: np.random.Generator, u: Floats, v: Floats) -> Floats:
     elif kind == 2:  # checks
         amount = 0.5 + 3 * np.sin(frequency * along + phase) * np.sin(frequency * across)
     elif kind == 3:  # blotches
-        amount = 0.5 + 0.9 * _noise(rng, u.shape[0], u.shape[1], rng.uniform(4, 9))[..., 0]
+        amount = 0.5 + 0.9 * noise(rng, u.shape[0], u.shape[1], rng.uniform(4, 9))[..., 0]
     else:  # nearly plain
         amount = 0.15 + 0.15 * along
     share: Floats = np.clip(amount, 0, 1)[..., None].astype(np.float32)
@@ -274,14 +274,19 @@ def _shadow(rng: np.random.Generator, canvas: Floats, body: _Body) -> None:
     canvas[y0 : y0 + h, x0 : x0 + w] *= (1 - soft * np.float32(depth / 255))[..., None]
 
 
-def _photograph(rng: np.random.Generator, canvas: Floats) -> NDArray[np.uint8]:
-    """What a camera makes of it: uneven light, a little blur, sensor noise."""
+def photograph(
+    rng: np.random.Generator,
+    canvas: Floats,
+    grain: tuple[float, float] = (1.5, 6),
+    blur: tuple[float, float] = (0, 0.8),
+) -> NDArray[np.uint8]:
+    """What a camera makes of a drawing [H, W, 3] in 0..255: uneven light, a little blur (pixels), sensor noise."""
     height, width = canvas.shape[:2]
-    canvas = canvas * (1 + np.float32(rng.uniform(0.05, 0.25)) * _noise(rng, height, width, 2))
+    canvas = canvas * (1 + np.float32(rng.uniform(0.05, 0.25)) * noise(rng, height, width, 2))
     pixels = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
-    blur = rng.uniform(0, 0.8)
-    sharp = np.asarray(pixels.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.3 else pixels)
-    grain = rng.standard_normal(sharp.shape, dtype=np.float32)
-    grain *= np.float32(rng.uniform(1.5, 6))
-    photograph: NDArray[np.uint8] = np.clip(sharp + grain + 0.5, 0, 255).astype(np.uint8)
-    return photograph
+    radius = rng.uniform(*blur)
+    sharp = np.asarray(pixels.filter(ImageFilter.GaussianBlur(radius)) if radius > 0.3 else pixels)
+    specks = rng.standard_normal(sharp.shape, dtype=np.float32)
+    specks *= np.float32(rng.uniform(*grain))
+    taken: NDArray[np.uint8] = np.clip(sharp + specks + 0.5, 0, 255).astype(np.uint8)
+    return taken

@@ -4,11 +4,7 @@ Image i of a split depends on (seed, split, i) alone: the files are the same byt
 """
 
 import json
-import multiprocessing
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +13,8 @@ import numpy as np
 import simplejpeg
 
 from pipeline.data import rle, scenes
+from pipeline.data.generation import Progress, claim, run, write_whole
 from pipeline.data.quarantine import DataError
-
-Progress = Callable[[int, int], None]  # (images done, images in all)
 
 GENERATOR_VERSION = 1  # counts every change of the pictures
 SPLITS = ("train", "val")
@@ -54,10 +49,15 @@ def generate_shapes(
     total = train + val
     if min(counts.values()) < 0 or size_px < 32:
         raise DataError(f"shapes need train >= 0, val >= 0 and size_px >= 32, got {train}, {val} and {size_px}")
-    if _prepare(out, settings):
+    folders = ("annotations", *SPLITS)
+    complete = claim(out, _SETTINGS, asdict(settings), folders)
+    if complete and all(_annotation_file(out, split).exists() for split in SPLITS):
         if progress is not None:
             progress(total, total)
         return settings
+    for name in folders:  # also what an interrupted call has left
+        shutil.rmtree(out / name, ignore_errors=True)
+        (out / name).mkdir()
     tasks = [
         (out / split, split, first, min(first + _CHUNK, counts[split]), settings)
         for split in SPLITS
@@ -65,7 +65,7 @@ def generate_shapes(
     ]
     parts: dict[tuple[str, int], list[dict[str, Any]]] = {}
     done = 0
-    for (_, split, first, last, _), images in _run(tasks, workers or os.cpu_count() or 1):
+    for (_, split, first, last, _), images in run(_write_images, tasks, workers):
         parts[split, first] = images
         done += last - first
         if progress is not None:
@@ -82,18 +82,6 @@ def render(seed: int, split: str, index: int, size_px: int = 160) -> scenes.Scen
 
 
 Task = tuple[Path, str, int, int, Settings]  # directory, split, first image, last image (not included)
-
-
-def _run(tasks: list[Task], workers: int) -> Iterator[tuple[Task, list[dict[str, Any]]]]:
-    if workers == 1 or len(tasks) < 2:
-        for task in tasks:
-            yield task, _write_images(task)
-        return
-    context = multiprocessing.get_context("spawn")  # fork would copy the caller's threads' locks
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-        futures = {pool.submit(_write_images, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
 
 
 def _write_images(task: Task) -> list[dict[str, Any]]:
@@ -143,24 +131,5 @@ def _annotation_file(out: Path, split: str) -> Path:
     return out / "annotations" / f"instances_{split}.json"
 
 
-def _prepare(out: Path, settings: Settings) -> bool:
-    """True when `out` holds exactly these scenes; else an empty layout to write into."""
-    marker = out / _SETTINGS
-    if marker.exists():
-        same = json.loads(marker.read_bytes()) == asdict(settings)
-        if same and all(_annotation_file(out, split).exists() for split in SPLITS):
-            return True
-        for name in ("annotations", *SPLITS):  # ours: the marker says so
-            shutil.rmtree(out / name, ignore_errors=True)
-    elif out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty and was not made by this generator; give an empty or a new directory")
-    for name in ("annotations", *SPLITS):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    _write_json(marker, asdict(settings))
-    return False
-
-
 def _write_json(path: Path, content: object) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(content).encode())

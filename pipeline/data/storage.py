@@ -8,16 +8,16 @@ Credentials come from where the store's own tools find them (environment, ~/.aws
 picklable: what travels is the URI. Transient failures of an object store are tried again.
 """
 
+import errno
 import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -25,13 +25,18 @@ from pyarrow import fs
 
 from pipeline.errors import UserError
 
-TRIES = 6  # of a request to an object store
+TRIES = 6  # of a request to an object store, on top of what its client tries
+FIRST_WAIT_SECONDS = 0.1  # before the second; twice as long before each further one
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://")
+_FINAL = re.compile("ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP status 40[13]")
 _T = TypeVar("_T")
 
 
 class StorageError(UserError):
     """A place that cannot be read or written."""
+
+
+Location: TypeAlias = "Path | str | Storage"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Storage:
     uri: str
 
     @staticmethod
-    def at(location: "str | Path | Storage") -> "Storage":
+    def at(location: Location) -> "Storage":
         """The directory at a local path or a URI. Raises StorageError for a scheme that nothing serves."""
         if isinstance(location, Storage):
             return location
@@ -64,7 +69,11 @@ class Storage:
         return PurePosixPath(urlsplit(self.uri).path if self.local is None else self.uri).name
 
     def __str__(self) -> str:
-        return self.uri
+        """For people: without a key that somebody wrote into the URI."""
+        if self.local is not None:
+            return self.uri
+        parts = urlsplit(self.uri)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     def child(self, name: str) -> "Storage":
         """A directory below this one."""
@@ -84,46 +93,33 @@ class Storage:
         return self._try(read)
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file to read ranges of. Raises FileNotFoundError, OSError."""
+        """A file to read ranges of, by several threads if need be. Raises FileNotFoundError, OSError."""
         return self._try(lambda: self._fs.open_input_file(self._path(name)))
 
     def read_at(self, file: pa.NativeFile, offset: int, count: int) -> bytes:
-        """`count` bytes of an open file from `offset`."""
+        """`count` bytes of an open file from `offset`; fewer where the file ends. Raises OSError."""
         content: bytes = self._try(lambda: file.read_at(count, offset))
         return content
 
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all."""
+    def write(self, name: str, content: bytes | pa.Buffer) -> None:
+        """Write a file, whole or not at all: beside and renamed on a disk, one upload to an object store.
 
-        def write() -> None:
-            with self.writer(name) as file:
-                file.write(content)
-
-        self._try(write)
-
-    @contextmanager
-    def writer(self, name: str) -> Iterator[pa.NativeFile]:
-        """A file to write, which appears under its name when the block ends without an error.
-
-        On a disk it is written beside and renamed; an object store shows an object when its upload is complete.
+        Raises StorageError, which says why and what to do.
         """
-        local = self.local
-        if local is None:
-            # Closing completes the upload, so what failed half-way is aborted by leaving the stream behind unclosed.
-            stream = self._fs.open_output_stream(self._path(name))
-            yield stream
-            stream.close()
-            return
-        path = local / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            with pa.OSFile(str(beside), "wb") as file:
-                yield file
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+            if self.local is None:
+                self._try(lambda: self._upload(name, content))
+            else:
+                _write_beside(self.local / name, content)
+        except OSError as error:
+            raise StorageError(f"{self.child(name)} cannot be written: {_cause(error)}") from error
+
+    def _upload(self, name: str, content: bytes | pa.Buffer) -> None:
+        # All of the content is here before the upload begins: a stream that is closed, or only dropped, half-way would
+        # complete the object with what it has got.
+        whole = pa.py_buffer(content)
+        with self._fs.open_output_stream(self._path(name)) as stream:
+            stream.write(whole)
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -131,20 +127,48 @@ class Storage:
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is no such file."""
-        (info,) = self._try(lambda: self._fs.get_file_info([self._path(name)]))
+        info = self._info(name)
         return info.size if info.type == fs.FileType.File else None
 
+    def identity(self, name: str) -> tuple[int, object] | None:
+        """Bytes and time of change of a file: equal as long as it is the same; None where there is no such file."""
+        info = self._info(name)
+        return (info.size, info.mtime_ns) if info.type == fs.FileType.File else None
+
     def list(self, recursive: bool = False) -> list[str]:
-        """Names of the files in it, relative, sorted. Hidden files are listed too."""
+        """Names of the files in it, relative, sorted. Hidden files are listed too. Raises StorageError."""
         selector = fs.FileSelector(self._path(""), recursive=recursive, allow_not_found=True)
         base = self._path("").rstrip("/") + "/"
-        infos = self._try(lambda: self._fs.get_file_info(selector))
+        try:
+            infos = self._try(lambda: self._fs.get_file_info(selector))
+        except OSError as error:
+            raise StorageError(f"{self} cannot be listed: {_cause(error)}") from error
         return sorted(info.path.removeprefix(base) for info in infos if info.type == fs.FileType.File)
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it is there. Raises StorageError."""
         if self.exists(name):
-            self._try(lambda: self._fs.delete_file(self._path(name)))
+            self._remove(lambda: self._fs.delete_file(self._path(name)), str(self.child(name)))
+
+    def delete_all(self) -> None:
+        """Remove the directory with all that is in it, if it is there. Raises StorageError."""
+        if self._info("").type == fs.FileType.Directory:
+            self._remove(lambda: self._fs.delete_dir(self._path("")), str(self))
+
+    def _info(self, name: str) -> fs.FileInfo:
+        try:
+            (info,) = self._try(lambda: self._fs.get_file_info([self._path(name)]))
+        except OSError as error:
+            raise StorageError(f"{self.child(name)} cannot be looked up: {_cause(error)}") from error
+        return info
+
+    def _remove(self, request: Callable[[], None], what: str) -> None:
+        try:
+            self._try(request)
+        except FileNotFoundError:
+            return  # the request before this one did it, though its answer was lost
+        except OSError as error:
+            raise StorageError(f"{what} cannot be removed: {_cause(error)}") from error
 
     @property
     def _fs(self) -> fs.FileSystem:
@@ -161,11 +185,35 @@ class Storage:
                 return request()
             except FileNotFoundError:
                 raise
-            except OSError:
-                if self.local is not None or attempt == TRIES - 1:
+            except OSError as error:
+                if self.local is not None or attempt == TRIES - 1 or _FINAL.search(str(error)):
                     raise
-                time.sleep(0.1 * 2**attempt)
+                time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
         raise AssertionError
+
+
+def _write_beside(path: Path, content: bytes | pa.Buffer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _cause(error: OSError) -> str:
+    """Why a place refuses, and what helps."""
+    what = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{what}; make room there, or choose another place"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{what}; choose a directory that you may write to"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"{what}: a file is in the way; choose another directory"
+    return f"{what}; check the place, and your rights there"
 
 
 @lru_cache(maxsize=64)
@@ -175,6 +223,6 @@ def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         filesystem, path = fs.FileSystem.from_uri(uri) if _SCHEME.match(uri) else (fs.LocalFileSystem(), uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise StorageError(
-            f"{uri} cannot be opened ({error}); give a local path, s3://BUCKET/PATH or gs://BUCKET/PATH"
+            f"{Storage(uri)} cannot be opened ({error}); give a local path, s3://BUCKET/PATH or gs://BUCKET/PATH"
         ) from error
     return filesystem, path

@@ -1,108 +1,190 @@
-"""The rows of a plan, in its order, through Ray Data: tasks anywhere in the cluster read, one worker consumes.
+"""The rows of a plan, in its order, through Ray Data: tasks anywhere in the cluster read (and decode), one worker
+consumes.
 
-Each worker runs a data set of its own over its share of every batch. Encoded images travel, not decoded ones: a decoded
-frame is ten times larger, and moving it between processes costs more than decoding it (see collate.py).
+Each worker runs data sets of its own over its share of every batch, so that workers never wait for each other.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import ray
 import ray.data
+import torch
 from ray.data import DataContext, TaskPoolStrategy
 
+from model.types import Batch
+from pipeline.data.batch_rows import from_row, to_row
+from pipeline.data.collate import collate
 from pipeline.data.plan import PlannedBatch
+from pipeline.data.recipes import Recipes
 from pipeline.data.records import Record
-from pipeline.data.shards import pick_rows, shard_name, to_records
+from pipeline.data.shard_rows import ROW_KEYS, read_rows
+from pipeline.data.shards import to_records
 
-CHUNK_BYTES = 256 << 20  # of encoded images in one data set; a long run is a sequence of data sets
-READERS = 2  # read tasks at once, a data set
-
-
-_KEYS = ("shard", "row_group", "row")
+KEYS = ("dataset", *ROW_KEYS)
 
 
-def rows_dataset(tasks: Sequence[pa.Table], shards: Path) -> ray.data.Dataset:
-    """A data set of the rows of `shards` that each table of `tasks` names in (shard, row_group, row), in that order.
+@dataclass(frozen=True)
+class Reading:
+    """How a worker's data sets run."""
 
-    Each table is one Ray task. (`from_arrow` would start tasks of a whole CPU that no setting bounds, and wait forever
-    for one on a machine whose CPUs are all at work.)
-
-    Reading claims no CPU, it mostly copies bytes: Ray Data would get none where training has them all. A data set must
-    fit the object store too. Where Ray Data has to hold a task back for either, its scheduler does not wait but spins,
-    in this process, and training crawls.
-    """
-    items = [{key: task[key].to_pylist() for key in _KEYS} for task in tasks]
-    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        read_rows,
-        fn_kwargs={"shards": str(shards)},
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=0,
-        compute=TaskPoolStrategy(size=READERS),
-    )
+    task_rows: int  # rows one Ray task reads, at least; whole batches
+    tasks: int  # at once
+    task_cpus: float  # each claims. Reading claims none: Ray Data would get none where training has them all
+    chunk_bytes: int  # of encoded images in one data set; a long run is a sequence of data sets
+    ahead: int  # batches fetched to this process ahead of use
 
 
-def read_rows(task: pa.Table, shards: str) -> pa.Table:
-    """The rows of shards that `task` names in its lists of (shard, row_group, row), in that order."""
-    keys = np.stack([task[key].combine_chunks().flatten().to_numpy() for key in _KEYS], 1)
-    parts = []
-    positions = np.empty(len(keys), dtype=np.int64)
-    base = 0
-    for shard in np.unique(keys[:, 0]):
-        member = np.flatnonzero(keys[:, 0] == shard)
-        member = member[np.argsort(keys[member, 1], kind="stable")]  # a row group is read once
-        parts.append(pick_rows(Path(shards) / shard_name(int(shard)), keys[member, 1], keys[member, 2]))
-        positions[member] = base + np.arange(len(member))
-        base += len(member)
-    return pa.concat_tables(parts).take(positions)
+def tasks_dataset(
+    tasks: Sequence[dict[str, object]], run: Callable[..., object], arguments: dict[str, object], reading: Reading
+) -> ray.data.Dataset:
+    """A data set of what `run` makes of each of `tasks`, in their order; each is one Ray task.
 
-
-def stream_records(
-    batches: Iterator[PlannedBatch],
-    index: pa.Table,
-    shards: Path,
-    task_rows: int,
-    read_ahead_batches: int,
-) -> Iterator[tuple[PlannedBatch, list[Record]]]:
-    """The records of each (equally large) batch.
-
-    Args:
-        batches: this worker's shares.
-        index: what `PlannedBatch.rows` counts in.
-        shards: their directory, as every node of the cluster sees it.
-        task_rows: rows one Ray task reads, at least; whole batches.
-        read_ahead_batches: batches fetched to this process ahead of use.
+    (`from_arrow` would start tasks of a whole CPU that no setting bounds, and wait forever for one on a machine whose
+    CPUs are all at work.) A data set must fit the object store, and its tasks the CPUs: where Ray Data has to hold a
+    task back for either, its scheduler does not wait but spins, in this process, and training crawls.
     """
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    keys, image_bytes = index.select(_KEYS), index["bytes"].to_numpy()
+    return ray.data.from_items(list(tasks), override_num_blocks=len(tasks)).map_batches(
+        run,
+        fn_kwargs=arguments,
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=reading.task_cpus,
+        compute=TaskPoolStrategy(size=min(reading.tasks, len(tasks))),
+    )
+
+
+def rows_dataset(tasks: Sequence[pa.Table], locations: Sequence[str], reading: Reading) -> ray.data.Dataset:
+    """A data set of the rows of shards that each table of `tasks` names (KEYS), in that order; see tasks_dataset."""
+    return tasks_dataset([_lists(task) for task in tasks], read_task, {"locations": list(locations)}, reading)
+
+
+def read_task(task: pa.Table, locations: Sequence[str]) -> pa.Table:
+    """The rows of shards that `task` names in its lists of KEYS, in that order. `dataset` counts in `locations`."""
+    keys = pa.table({key: task[key].combine_chunks().flatten() for key in KEYS})
+    return read_keys(keys, locations)
+
+
+def read_keys(keys: pa.Table, locations: Sequence[str]) -> pa.Table:
+    """The rows of shards that `keys` (KEYS) names, in that order."""
+    dataset = keys["dataset"].to_numpy()
+    parts, positions = [], np.empty(len(keys), dtype=np.int64)
+    base = 0
+    for number in np.unique(dataset):
+        member = np.flatnonzero(dataset == number)
+        parts.append(read_rows(locations[number], keys.take(member)))
+        positions[member] = base + np.arange(len(member))
+        base += len(member)
+    return parts[0] if len(parts) == 1 else pa.concat_tables(parts).take(positions)
+
+
+def stream_records(
+    batches: Iterator[PlannedBatch], index: pa.Table, locations: Sequence[str], reading: Reading
+) -> Iterator[tuple[PlannedBatch, list[Record]]]:
+    """The records of each batch: of its rows, then of its partners.
+
+    Args:
+        batches: this worker's shares.
+        index: what `PlannedBatch.rows` counts in.
+        locations: of the shards, as every node of the cluster sees them; index["dataset"] counts in them.
+        reading: how.
+    """
+    for chunk in chunks(batches, index, reading.chunk_bytes):
+        tasks = [_keys(index, part) for part in in_tasks(chunk, reading.task_rows)]
+        tables = rows_dataset(tasks, locations, reading).iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=reading.ahead
+        )
+        yield from zip(chunk, _regroup(tables, [len(b.all_rows) for b in chunk]), strict=True)
+
+
+def stream_batches(
+    batches: Iterator[PlannedBatch],
+    index: pa.Table,
+    locations: Sequence[str],
+    recipes: Recipes,
+    reading: Reading,
+    on_bad: Callable[[int, str], None],
+) -> Iterator[Batch]:
+    """The collated batches, decoded by Ray tasks; each comes as one row of Arrow bytes. See stream_records."""
+    arguments: dict[str, object] = {"locations": list(locations), "recipes": recipes}
+    for chunk in chunks(batches, index, reading.chunk_bytes):
+        parts = in_tasks(chunk, reading.task_rows)
+        tasks = [{**_lists(_keys(index, part)), "batches": pickle.dumps(part)} for part in parts]
+        tables = tasks_dataset(tasks, decode_task, arguments, reading).iter_batches(
+            batch_size=1, batch_format="pyarrow", prefetch_batches=reading.ahead
+        )
+        for _, table in zip(chunk, tables, strict=True):
+            batch, bad = from_row(table)
+            for sample_id, reason in bad:
+                on_bad(sample_id, reason)
+            yield batch
+
+
+def decode_task(task: pa.Table, locations: Sequence[str], recipes: Recipes) -> Iterator[pa.Table]:
+    """One row a batch: what `task` names, read, decoded and collated. (Its pickle is this run's own.)"""
+    torch.set_num_threads(1)  # a task claims a CPU
+    rows = read_task(task, locations)
+    start = 0
+    for batch in pickle.loads(task["batches"][0].as_py()):
+        count = len(batch.all_rows)
+        records = to_records(rows.slice(start, count))
+        start += count
+        bad: list[tuple[int, str]] = []
+        made = collate(
+            recipes.work(batch, records),
+            recipes.divisor,
+            recipes.targets,
+            recipes.keypoints,
+            partial(_note, bad),
+        )
+        yield to_row(made, bad)
+
+
+def _note(bad: list[tuple[int, str]], sample_id: int, reason: str) -> None:
+    bad.append((sample_id, reason))
+
+
+def chunks(batches: Iterator[PlannedBatch], index: pa.Table, most_bytes: int) -> Iterator[list[PlannedBatch]]:
+    """Runs of batches whose encoded images make about `most_bytes`."""
+    image_bytes = index["bytes"].to_numpy()
     chunk: list[PlannedBatch] = []
     size = 0
     for batch in batches:
         chunk.append(batch)
-        size += int(image_bytes[batch.rows].sum())
-        if size >= CHUNK_BYTES:
-            yield from _read(chunk, keys, shards, task_rows, read_ahead_batches)
+        size += int(image_bytes[batch.all_rows].sum())
+        if size >= most_bytes:
+            yield chunk
             chunk, size = [], 0
     if chunk:
-        yield from _read(chunk, keys, shards, task_rows, read_ahead_batches)
+        yield chunk
 
 
-def _read(
-    chunk: list[PlannedBatch], keys: pa.Table, shards: Path, task_rows: int, read_ahead_batches: int
-) -> Iterator[tuple[PlannedBatch, list[Record]]]:
-    share = len(chunk[0].rows)
-    per_task = -(-task_rows // share)  # whole batches
-    tasks = [
-        keys.take(np.concatenate([batch.rows for batch in chunk[start : start + per_task]]))
-        for start in range(0, len(chunk), per_task)
-    ]
-    tables = rows_dataset(tasks, shards).iter_batches(
-        batch_size=share, batch_format="pyarrow", prefetch_batches=read_ahead_batches
-    )
-    for batch, table in zip(chunk, tables, strict=True):
-        yield batch, to_records(table)
+def in_tasks(chunk: list[PlannedBatch], task_rows: int) -> list[list[PlannedBatch]]:
+    """What each task does: whole batches, at least `task_rows` rows."""
+    per_task = -(-task_rows // len(chunk[0].rows))
+    return [chunk[start : start + per_task] for start in range(0, len(chunk), per_task)]
+
+
+def _keys(index: pa.Table, batches: Sequence[PlannedBatch]) -> pa.Table:
+    return index.select(KEYS).take(np.concatenate([batch.all_rows for batch in batches]))
+
+
+def _lists(keys: pa.Table) -> dict[str, object]:
+    return {key: keys[key].to_pylist() for key in KEYS}
+
+
+def _regroup(tables: Iterable[pa.Table], counts: Sequence[int]) -> Iterator[list[Record]]:
+    """Records in groups of `counts`, from tables of any length."""
+    held: list[Record] = []
+    left = iter(tables)
+    for count in counts:
+        while len(held) < count:
+            held += to_records(next(left))
+        yield held[:count]
+        held = held[count:]

@@ -16,7 +16,9 @@ import pyarrow as pa
 from pipeline.config import RunConfig
 from pipeline.data.images import decode
 from pipeline.data.quarantine import DataError
-from pipeline.data.shards import annotations, load_index, load_manifest, read_rows, shard_name
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.shards import annotations, load_index, load_manifest, to_records
+from pipeline.data.storage import Location
 from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
 from pipeline.evaluation.curves import pr_curves
 from pipeline.evaluation.instances import from_record, from_results
@@ -40,7 +42,7 @@ class Evaluation:
     pictures: tuple[Path, ...]
 
 
-def check_classes(meta: Meta, shards: Path) -> None:
+def check_classes(meta: Meta, shards: Location) -> None:
     """Raises DataError where shards do not have the classes a checkpoint was trained on."""
     names = load_manifest(shards).class_names
     if names != meta.class_names:
@@ -53,7 +55,7 @@ def check_classes(meta: Meta, shards: Path) -> None:
 
 def evaluate(
     checkpoint: Path,
-    shards: Path,
+    shards: Location,
     config: RunConfig,
     layout: Layout,
     directory: Path,
@@ -113,7 +115,7 @@ def _restrict(truth: dict[str, Any], sample_ids: set[int]) -> dict[str, Any]:
 
 def _draw(
     chosen: pa.Table,
-    shards: Path,
+    shards: Location,
     found: Mapping[int, Sequence[Mapping[str, Any]]],
     category_ids: Sequence[int],
     count: int,
@@ -126,8 +128,7 @@ def _draw(
     names = load_manifest(shards).class_names
     spread = np.unique(np.linspace(0, chosen.num_rows - 1, min(count, chosen.num_rows)).round().astype(int))
     paths = []
-    for row in chosen.take(spread).to_pylist() if count else []:
-        (record,) = read_rows(shards / shard_name(row["shard"]), row["row_group"], [row["row"]])
+    for record in to_records(read_rows(shards, chosen.take(spread))) if count else []:
         path = directory / f"{record['sample_id']:012d}.png"
         predicted = from_results(found[record["sample_id"]], category_ids, PICTURE_SCORE)
         draw_comparison(decode(record["image"]), from_record(record), predicted, names, path)

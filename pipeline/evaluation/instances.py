@@ -25,7 +25,8 @@ class Instances:
     classes: npt.NDArray[np.int64]  # [N], 1..K
     scores: npt.NDArray[np.float64] | None = None  # [N]; None for ground truth
     masks: Sequence[Crop] | None = None  # N crops
-    crowd: npt.NDArray[np.bool_] | None = None  # [N]; drawn grey
+    crowd: npt.NDArray[np.bool_] | None = None  # [N]; drawn grey and hatched
+    keypoints: Sequence[npt.NDArray[np.float64]] | None = None  # N x [J or 0, 3]: x, y of a pixel, visibility 0..2
 
 
 def from_detections(
@@ -73,6 +74,7 @@ def from_record(record: Record) -> Instances:
         classes=np.array(record["classes"], dtype=np.int64),
         masks=[_cut(coco_mask.decode({"size": size, "counts": counts})) for counts in record["rles"]],
         crowd=np.array(record["crowd"], dtype=np.bool_),
+        keypoints=[np.array(points, dtype=np.float64).reshape(-1, 3) for points in record["keypoints"]],
     )
 
 

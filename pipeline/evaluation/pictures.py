@@ -1,4 +1,4 @@
-"""Pictures of instances: colour over each mask, its outline, a thin box, and class and score in a label.
+"""Pictures of instances: colour over each mask, its outline, a thin box, keypoints, and class and score in a label.
 
     draw_comparison(image, from_record(record), from_results(results, category_ids), names, Path("123.png"))
 
@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pipeline.evaluation.colours import CROWD, Colour, class_colour, text_colour
 from pipeline.evaluation.instances import Crop, Instances, Pixels
+from pipeline.evaluation.skeletons import draw_skeleton
 
 Rectangle = tuple[float, float, float, float]  # xyxy, pixels of the panel
 
 _SHORT_SIDE_PX = 480  # smaller images are enlarged to this, so that labels can be read
 _LONG_SIDE_PX = 1600  # larger ones are made smaller
 _FILL = 0.45  # opacity of a mask's colour
+_STRIPES_PX = 12  # from one stripe of a crowd region to the next
 _GAP_PX = 12
 _CROWDED = 15  # with more objects the labels get smaller
 
@@ -52,6 +55,39 @@ def draw_predictions(image: Pixels, predicted: Instances, class_names: Sequence[
     _save(_panel(image, predicted, class_names), path)
 
 
+def draw_sample(
+    image: Pixels,
+    ground_truth: Instances,
+    class_names: Sequence[str],
+    path: Path,
+    skeleton: Sequence[tuple[int, int]] = (),
+) -> None:
+    """What there is, alone; `skeleton` are the pairs of keypoints (from 0) to join. Else as `draw_comparison`."""
+    _save(_panel(image, ground_truth, class_names, skeleton), path)
+
+
+def draw_panels(
+    panels: Sequence[tuple[str, Pixels, Instances]],
+    class_names: Sequence[str],
+    path: Path,
+    skeleton: Sequence[tuple[int, int]] = (),
+    columns: int = 3,
+) -> None:
+    """Several pictures with their instances, each below its title, in rows; else as `draw_sample`."""
+    drawn = [_titled(_panel(image, truth, class_names, skeleton), title) for title, image, truth in panels]
+    rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
+    width = max(sum(panel.width + _GAP_PX for panel in row) - _GAP_PX for row in rows)
+    sheet = Image.new("RGB", (width, sum(max(p.height for p in row) + _GAP_PX for row in rows) - _GAP_PX), "white")
+    top = 0
+    for row in rows:
+        left = 0
+        for panel in row:
+            sheet.paste(panel, (left, top))
+            left += panel.width + _GAP_PX
+        top += max(panel.height for panel in row) + _GAP_PX
+    _save(sheet, path)
+
+
 def gallery(paths: Sequence[Path], path: Path, columns: int = 2, width_px: int = 1600) -> None:
     """A contact sheet of pictures, row by row, `width_px` wide."""
     cell = (width_px - (columns - 1) * _GAP_PX) // columns
@@ -74,7 +110,9 @@ def gallery(paths: Sequence[Path], path: Path, columns: int = 2, width_px: int =
 _LANCZOS, _BILINEAR = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
 
 
-def _panel(image: Pixels, instances: Instances, class_names: Sequence[str]) -> Image.Image:
+def _panel(
+    image: Pixels, instances: Instances, class_names: Sequence[str], skeleton: Sequence[tuple[int, int]] = ()
+) -> Image.Image:
     """The image with its instances, at the size in which pictures are shown."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"a picture needs uint8 [H, W, 3], got {image.dtype} {list(image.shape)}; convert it to RGB")
@@ -90,11 +128,13 @@ def _panel(image: Pixels, instances: Instances, class_names: Sequence[str]) -> I
     if instances.masks is not None:
         area = [int(crop.sum()) for _, _, crop in instances.masks]
         for i in sorted(range(len(area)), key=lambda i: -area[i]):  # small ones stay visible on top
-            _paint(canvas, instances.masks[i], colours[i], scale)
+            _paint(canvas, instances.masks[i], colours[i], scale, hatched=bool(crowd[i]))
     draw = ImageDraw.Draw(canvas)
     boxes = [tuple(float(v) * scale for v in box) for box in instances.boxes]
     for (x0, y0, x1, y1), colour in zip(boxes, colours, strict=True):
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=1)
+    for points, colour in zip(instances.keypoints or (), colours, strict=instances.keypoints is not None):
+        draw_skeleton(draw, points, skeleton, colour, scale)
     font = _font(max(12, round(0.019 * max(size))) if len(boxes) <= _CROWDED else 10)
     placed: list[Rectangle] = []
     scores = instances.scores
@@ -107,8 +147,8 @@ def _panel(image: Pixels, instances: Instances, class_names: Sequence[str]) -> I
     return canvas
 
 
-def _paint(canvas: Image.Image, mask: Crop, colour: Colour, scale: float) -> None:
-    """Lay a colour over a mask, and a line along the inside of its border."""
+def _paint(canvas: Image.Image, mask: Crop, colour: Colour, scale: float, *, hatched: bool) -> None:
+    """Lay a colour over a mask (in stripes where hatched), and a line along the inside of its border."""
     y0, x0, crop = mask
     if crop.size == 0:
         return
@@ -130,7 +170,11 @@ def _paint(canvas: Image.Image, mask: Crop, colour: Colour, scale: float) -> Non
     core = inside.filter(ImageFilter.MinFilter(5))
     alpha = np.asarray(inside, dtype=np.float32) / 255
     edge = alpha - np.asarray(core, dtype=np.float32) / 255
-    opacity = np.maximum(_FILL * alpha, edge)[..., None]  # [h, w, 1]
+    fill: float | NDArray[np.float32] = _FILL
+    if hatched:
+        across = np.add.outer(np.arange(top, bottom), np.arange(left, right))
+        fill = np.where(across % _STRIPES_PX < _STRIPES_PX // 2, np.float32(0.75), np.float32(0.15))
+    opacity = np.maximum(fill * alpha, edge)[..., None]  # [h, w, 1]
     region = np.asarray(canvas.crop((left, top, right, bottom)), dtype=np.float32)
     mixed = region * (1 - opacity) + np.array(colour, dtype=np.float32) * opacity
     canvas.paste(Image.fromarray(mixed.round().astype(np.uint8)), (left, top))

@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 
 from model.config import MaskConfig
 from model.mask_rcnn import MaskRCNN
 from model.types import Detections
 from pipeline.config import RunConfig
-from pipeline.data.augment import Geometry, resized
-from pipeline.data.collate import Collator
+from pipeline.data.augment import plain_recipe
+from pipeline.data.collate import Collator, Work
+from pipeline.data.mixture import load_mixture
 from pipeline.data.records import Record
-from pipeline.data.shards import load_index, to_records
-from pipeline.data.stream import rows_dataset
+from pipeline.data.shards import to_records
+from pipeline.data.storage import Location, Storage
+from pipeline.data.stream import Reading, rows_dataset
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.training.checkpoint import load_model
 from pipeline.training.cluster import Layout
@@ -49,17 +51,11 @@ class Predictor:
         """Detections of a few images, in their own pixels; what cannot be decoded is in `errors` by sample id."""
         self.errors = {}
         data = self.config.data
-        geometries = [
-            Geometry(
-                r["height"],
-                r["width"],
-                *resized(r["height"], r["width"], data.test_size_px, data.test_max_size_px),
-                False,
-            )
-            for r in records
+        work = [
+            Work(r, plain_recipe(r["height"], r["width"], data.test_size_px, data.test_max_size_px)) for r in records
         ]
         collate = Collator(self.threads, 0, self.config.model.input.divisor, None, self.errors.__setitem__)
-        (batch,) = collate([(records, geometries)])
+        (batch,) = collate([work])
         bf16 = self.config.train.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             return self.model.predict(batch.to(self.device))
@@ -96,16 +92,14 @@ def choose_rows(index: pa.Table, max_images: int | None) -> pa.Table:
     return chosen.take(np.argsort(aspect, kind="stable"))
 
 
-def predict_shards(checkpoint: Path, shards: Path, config: RunConfig, layout: Layout) -> Iterator[Predicted]:
+def predict_shards(checkpoint: Path, shards: Location, config: RunConfig, layout: Layout) -> Iterator[Predicted]:
     """Detections of the images of `shards` (evaluate.max_images of them), each exactly once, as they come."""
-    context = DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    rows = choose_rows(load_index(shards), config.evaluate.max_images).select(["shard", "row_group", "row"])
-    size = config.evaluate.batch_images
-    per_task = -(-config.data.task_rows // size) * size
+    place, data, size = Storage.at(shards).uri, config.data, config.evaluate.batch_images
+    rows = choose_rows(load_mixture(place), config.evaluate.max_images)
+    per_task = -(-data.task_rows // size) * size
     tasks = [rows.slice(start, per_task) for start in range(0, rows.num_rows, per_task)]
-    predicted = rows_dataset(tasks, shards).map_batches(
+    reading = Reading(data.task_rows, data.read_tasks, 0.0, data.chunk_mb << 20, data.prefetch_batches)
+    predicted = rows_dataset(tasks, [place], reading).map_batches(
         Predictor,
         fn_constructor_kwargs={
             "checkpoint": str(checkpoint),

@@ -164,6 +164,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def furthest(*checkpoints: Path | None) -> Path | None:
+    """The one with the most steps of those that are there; the first of equals. Raises CheckpointError."""
+    there = [path for path in checkpoints if path is not None and (path / META).is_file()]
+    return max(there, key=lambda path: read_meta(path)[1].step, default=None)
+
+
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint of a run with the most steps, if it has one."""
     found = sorted(path for path in run_dir.glob("step_*") if (path / META).is_file())

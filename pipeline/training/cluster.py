@@ -27,6 +27,7 @@ class Layout:
     workers: int
     gpus: float  # a worker
     cpus: float  # a worker
+    decode_cpus: float = 0.0  # a worker, for the tasks that decode for it elsewhere in the cluster
 
     @property
     def threads(self) -> int:
@@ -69,10 +70,13 @@ def start_ray(config: ours.ClusterConfig) -> None:
         ) from error
 
 
-def plan_workers(config: ours.ClusterConfig, batch_images: int | None = None) -> Layout:
+def plan_workers(config: ours.ClusterConfig, batch_images: int | None = None, decode: ours.Decode = "worker") -> Layout:
     """The layout for the running cluster.
 
     `batch_images` has to divide over the workers; None for prediction, where nothing has to.
+
+    With `decode` "cluster" half of the CPUs are left to the tasks that decode, unless config.cpus_per_worker says how
+    many the workers take.
 
     By default one worker a GPU, or without GPUs one a CPU (at most 8, and so many that the batch divides). CPUs are
     shared out among the workers, whose threads decode; reading shards claims none.
@@ -99,7 +103,7 @@ def plan_workers(config: ours.ClusterConfig, batch_images: int | None = None) ->
             f"{workers} workers with {gpus_per_worker:g} GPU each need {workers * gpus_per_worker:g} GPUs, the cluster "
             f"has {gpus:g}; lower cluster.workers, or set cluster.gpus_per_worker=0 to train on CPUs"
         )
-    share = cpus / workers
+    share = (cpus if decode == "worker" else cpus / 2) / workers
     whole = float(int(share)) if share >= 1 else share  # Ray takes whole CPUs, or a fraction of one
     each = whole if config.cpus_per_worker is None else config.cpus_per_worker
     if each <= 0 or workers * each > cpus + 1e-6:  # the tolerance is float64's: shares add up to the whole
@@ -107,7 +111,15 @@ def plan_workers(config: ours.ClusterConfig, batch_images: int | None = None) ->
             f"{workers} workers with {each:g} CPU each need {workers * each:g} CPUs, the cluster has {cpus:g}; "
             "lower cluster.workers or cluster.cpus_per_worker"
         )
-    return Layout(workers, gpus_per_worker, each)
+    if decode == "worker":
+        return Layout(workers, gpus_per_worker, each)
+    left = (cpus - workers * each) / workers
+    if left <= 0:
+        raise ClusterError(
+            f"data.decode=cluster decodes on CPUs that no worker claims, and {workers} workers with {each:g} CPU each "
+            f"claim all {cpus:g}; lower cluster.cpus_per_worker, or set data.decode=worker"
+        )
+    return Layout(workers, gpus_per_worker, each, left)
 
 
 def scaling_config(layout: Layout) -> ScalingConfig:

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import ray.train
+import ray.train.collective
 import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.util.queue import Queue
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from model.build import build_model
@@ -28,14 +29,13 @@ from model.mask_rcnn import MaskRCNN
 from model.types import Batch
 from pipeline.config import RunConfig
 from pipeline.configure import from_yaml_text
-from pipeline.data.augment import draw_geometry
-from pipeline.data.collate import Collator, Work
-from pipeline.data.plan import Plan
-from pipeline.data.shards import load_index
-from pipeline.data.stream import stream_records
+from pipeline.data.ledger import LedgerWriter, next_attempt
+from pipeline.data.loader import training_batches
+from pipeline.data.plan import plan_of
 from pipeline.training.checkpoint import (
     Meta,
     checkpoint_name,
+    furthest,
     initialise,
     load_optimiser,
     load_weights,
@@ -53,7 +53,13 @@ class Job:
     run_dir: str
     meta: Meta  # of the checkpoints to come; `step` is filled in
     threads: int
+    decode_cpus: float  # of the cluster, for the tasks that decode for a worker (data.decode: cluster)
     events: Queue  # to the driver
+    resume: str | None  # the run's newest checkpoint when the driver looked; null: it has none
+
+
+class NotFiniteError(FloatingPointError):
+    """Too many steps in a row were not finite, on all workers alike; trying again would give the same."""
 
 
 def train_worker(arguments: dict[str, Job]) -> None:
@@ -61,6 +67,8 @@ def train_worker(arguments: dict[str, Job]) -> None:
     job = arguments["job"]
     try:
         _train(job)
+    except NotFiniteError as error:  # an orderly end, or Ray Train would try again: the driver makes it an error
+        job.events.put({"kind": "not_finite", "rank": ray.train.get_context().get_world_rank(), "error": str(error)})
     except BaseException:  # told at once: Ray Train restarts the workers, and would say why only if it gave up
         rank = ray.train.get_context().get_world_rank()
         job.events.put({"kind": "failure", "rank": rank, "error": traceback.format_exc(limit=-4)})
@@ -76,10 +84,10 @@ def _train(job: Job) -> None:
     torch.manual_seed(config.train.seed)
     model = build_model(config.model)
     start = 0
-    resumed = ray.train.get_checkpoint()
+    resumed, attempt = _agree_on_start(job, rank)
     if resumed is not None:
-        start = read_meta(Path(resumed.path))[1].step
-        load_weights(model, Path(resumed.path))
+        start = read_meta(resumed)[1].step
+        load_weights(model, resumed)
     elif config.init.weights is not None:
         report = initialise(model, Path(config.init.weights), config.model.classes or 0)
         if rank == 0:
@@ -87,48 +95,45 @@ def _train(job: Job) -> None:
     model.to(device).to(memory_format=torch.channels_last).train()
     optimiser = make_sgd(model, config.optim)
     if resumed is not None:
-        load_optimiser(optimiser, Path(resumed.path))
+        load_optimiser(optimiser, resumed)
     if rank == 0:
         job.events.put({"kind": "start", "step": start, "world": world, "device": str(device)})
-    batches = _batches(config, job, start, rank, world)
-    _Loop(config, job, model, optimiser, device, rank, world).run(start, batches)
-
-
-def _batches(config: RunConfig, job: Job, start: int, rank: int, world: int) -> Iterator[Batch]:
-    """This worker's batches from `start` to the end, decoded ahead."""
-    data, train = config.data, config.train
-    assert data.train is not None
-    index = load_index(Path(data.train))
-    if data.drop_empty:
-        index = index.filter(pc.greater(index["instances"], 0))
-    plan = Plan(index, train.seed, train.batch_images, data.train_sizes_px, data.window_groups, data.aspect_buckets)
-    shares = (plan.batch(step).share(rank, world) for step in range(start, train.steps))
-
-    def work() -> Iterator[Work]:
-        streamed = stream_records(shares, index, Path(data.train or ""), data.task_rows, data.prefetch_batches)
-        for batch, records in streamed:
-            geometries = [
-                draw_geometry(
-                    record["height"],
-                    record["width"],
-                    batch.size_px,
-                    data.train_max_size_px,
-                    data.flip_probability,
-                    train.seed,
-                    int(epoch),
-                    record["sample_id"],
-                )
-                for record, epoch in zip(records, batch.epochs, strict=True)
-            ]
-            yield records, geometries
 
     def report_bad(sample_id: int, reason: str) -> None:
         job.events.put({"kind": "bad_sample", "sample_id": sample_id, "reason": reason})
 
-    mask = config.model.mask
-    target = mask.target if mask is not None else "crop"
-    threads = data.decode_threads or job.threads
-    return Collator(threads, data.prefetch_batches, config.model.input.divisor, target, report_bad)(work())
+    batches = training_batches(
+        config,
+        plan_of(config),
+        range(start, config.train.steps),
+        rank,
+        world,
+        config.data.decode_threads or job.threads,
+        job.decode_cpus,
+        report_bad,
+    )
+    with LedgerWriter(Path(job.run_dir), attempt, start, rank, world) as ledger:
+        _Loop(config, job, model, optimiser, device, rank, world, ledger).run(start, batches)
+
+
+def _agree_on_start(job: Job, rank: int) -> tuple[Path | None, int]:
+    """The checkpoint to go on from and the number of this attempt, the same on all workers: rank 0 decides.
+
+    Ray Train knows the checkpoints that were reported. One that was written just before all was killed is whole too,
+    and the driver said that the run continues there; after a failure of workers, Ray Train's is further.
+    """
+    reported = ray.train.get_checkpoint()
+    known = None if reported is None else Path(reported.path)
+    resumed = furthest(known, None if job.resume is None else Path(job.resume))
+    decided = (None if resumed is None else str(resumed), next_attempt(Path(job.run_dir))) if rank == 0 else None
+    path, attempt = ray.train.collective.broadcast_from_rank_zero(decided)
+    if path is None:
+        return None, attempt
+    if known is None or Path(path) != known:  # now Ray Train knows it, and deletes it when it is old
+        checkpoint = Checkpoint.from_directory(path) if rank == 0 else None
+        step = read_meta(Path(path))[1].step
+        ray.train.report({"step": step}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+    return Path(path), attempt
 
 
 class _Loop:
@@ -143,9 +148,10 @@ class _Loop:
         device: torch.device,
         rank: int,
         world: int,
+        ledger: LedgerWriter,
     ) -> None:
         self.config, self.job, self.model, self.optimiser = config, job, model, optimiser
-        self.device, self.rank, self.world = device, rank, world
+        self.device, self.rank, self.world, self.ledger = device, rank, world, ledger
         ids = [device] if device.type == "cuda" else None
         self.wrapped: torch.nn.Module = model
         if world > 1:
@@ -154,6 +160,9 @@ class _Loop:
             no_sync: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
             self.wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **no_sync)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.statistics = [  # running ones: a forward pass moves them before it is known to be finite
+            buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()
+        ]
         self.bad_steps = 0  # in a row
 
     def run(self, start: int, batches: Iterator[Batch]) -> None:
@@ -166,6 +175,7 @@ class _Loop:
             batch = next(batches)
             waited += time.perf_counter() - asked
             losses = self.step(step, batch)
+            self.ledger.write(step, batch.sample_ids.tolist(), skipped=losses is None)
             if losses is not None:
                 window.append(losses)
             done, steps = step + 1, steps + 1
@@ -185,6 +195,7 @@ class _Loop:
         set_lr(self.optimiser, lr)
         torch.manual_seed(int(np.random.SeedSequence((train.seed, 3, step, self.rank)).generate_state(1)[0]))
         batch = batch.to(self.device)
+        kept = [buffer.clone() for buffer in self.statistics]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
             losses = self.wrapped(batch)
         self.optimiser.zero_grad(set_to_none=True)
@@ -193,6 +204,8 @@ class _Loop:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(norm)):
+            for buffer, value in zip(self.statistics, kept, strict=True):
+                buffer.copy_(value)
             self._bad_step(step, batch, losses)
             return None
         self.bad_steps = 0
@@ -214,7 +227,7 @@ class _Loop:
             }
         )
         if self.bad_steps >= self.config.train.max_bad_steps:
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"the gradient was not finite for {self.bad_steps} steps in a row (to step {step}); losses of rank "
                 f"{self.rank}: {values}; lower optim.lr, lengthen optim.warmup_steps, or set optim.clip_norm"
             )
@@ -240,11 +253,14 @@ class _Loop:
 
     def _checkpoint(self, done: int) -> None:
         """Rank 0 writes, all ranks report (Ray Train waits for all of them)."""
+        if self.world > 1:
+            dist.barrier()  # a checkpoint that lies there means that the ledger has all lines before it
         checkpoint = None
         if self.rank == 0:
             directory = Path(self.job.run_dir) / checkpoint_name(done)
+            # Told before it is written: what the driver has not logged when all is killed is not made again.
+            self.job.events.put({"kind": "checkpoint", "step": done, "path": str(directory)})
             save_checkpoint(directory, self.model, self.optimiser, self.config, replace(self.job.meta, step=done))
             checkpoint = Checkpoint.from_directory(str(directory))
-            self.job.events.put({"kind": "checkpoint", "step": done, "path": str(directory)})
         # It lies in the run's storage already: nothing to upload.
         ray.train.report({"step": done}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)

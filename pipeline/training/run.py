@@ -1,5 +1,7 @@
 """One training run as the driver sees it: all is checked before anything starts, then Ray Train runs the loop."""
 
+import _thread
+import signal
 import subprocess
 import threading
 import time
@@ -16,12 +18,21 @@ from ray.util.queue import Queue
 
 from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, to_yaml
+from pipeline.data.mixture import class_difference, join_manifests, locations
+from pipeline.data.plan import plan_of
+from pipeline.data.quarantine import DataError
 from pipeline.data.shards import Manifest, load_manifest
+from pipeline.data.storage import Storage
+from pipeline.errors import UserError
 from pipeline.training.checkpoint import Meta, initialise, latest_checkpoint, read_meta
 from pipeline.training.cluster import Layout, run_config, scaling_config, torch_config
 from pipeline.training.loop import Job, train_worker
 
 Event = dict[str, Any]  # {"kind": "metrics" | "checkpoint" | ..., ...}: see loop.py for what workers send
+
+
+class NotTrainableError(UserError):
+    """Training cannot go on as it is configured; trying again would give the same."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +56,25 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     if config.data.train is None or config.data.val is None:
         missing = "data.train" if config.data.train is None else "data.val"
         raise ConfigError(f"{missing} is not set; give a directory that `maskrcnn shard` wrote: {missing}=DIRECTORY")
-    train, val = Path(config.data.train).absolute(), Path(config.data.val).absolute()
-    manifest, held_out = load_manifest(train), load_manifest(val)
+    places = tuple(Storage.at(place).uri for place in locations(config.data.train))
+    train, val = places[0] if isinstance(config.data.train, str) else places, Storage.at(config.data.val)
+    manifest, held_out = join_manifests(train), load_manifest(val)
     if manifest.class_names != held_out.class_names:
         raise ConfigError(
             "data.train and data.val have different classes: "
-            f"{_differing(manifest.class_names, held_out.class_names)}; "
+            f"{class_difference(manifest.class_names, held_out.class_names, ('train', 'val'))}; "
             "shard both from annotation files with the same categories"
+        )
+    if not held_out.images:
+        raise DataError(
+            f"data.val, {val}, holds no image to evaluate on; look at the summary that `maskrcnn shard` printed, and "
+            "check that its annotation file lists images"
         )
     classes = len(manifest.class_names)
     if config.model.classes not in (None, classes):
         raise ConfigError(
-            f"model.classes is {config.model.classes}, {train} has {classes}; leave it null to take the data's number"
+            f"model.classes is {config.model.classes}, {places[0]} has {classes}; "
+            "leave it null to take the data's number"
         )
     weights = None if config.init.weights is None else str(Path(config.init.weights).absolute())
     name = config.train.name or f"{default_name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -66,11 +84,12 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     config = replace(
         config,
         model=replace(config.model, classes=classes),
-        data=replace(config.data, train=str(train), val=str(val)),
+        data=replace(config.data, train=train, val=val.uri),
         init=replace(config.init, weights=weights),
         train=replace(config.train, name=name),
         cluster=replace(config.cluster, runs_dir=str(runs_dir)),
     )
+    plan_of(config)  # there is something to train on
     directory = runs_dir / name
     resume = latest_checkpoint(directory)
     done = 0
@@ -85,13 +104,6 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     return Run(config, name, directory, manifest, resume, done)
 
 
-def _differing(a: tuple[str, ...], b: tuple[str, ...]) -> str:
-    only = [f"{name} (train only)" for name in a if name not in b] + [
-        f"{name} (val only)" for name in b if name not in a
-    ]
-    return ", ".join(only[:6]) or "the same names in another order"
-
-
 def _check_continues(earlier: RunConfig, config: RunConfig, meta: Meta, manifest: Manifest, name: str) -> None:
     """A run continues only where its position in the data and its network still mean the same."""
     same = {
@@ -99,6 +111,8 @@ def _check_continues(earlier: RunConfig, config: RunConfig, meta: Meta, manifest
         "train.batch_images": (earlier.train.batch_images, config.train.batch_images),
         "train.seed": (earlier.train.seed, config.train.seed),
         "data.drop_empty": (earlier.data.drop_empty, config.data.drop_empty),
+        "data.repeat_threshold": (earlier.data.repeat_threshold, config.data.repeat_threshold),
+        "data.mix_weights": (earlier.data.mix_weights, config.data.mix_weights),
         "data.window_groups": (earlier.data.window_groups, config.data.window_groups),
         "data.aspect_buckets": (earlier.data.aspect_buckets, config.data.aspect_buckets),
         "the data in data.train": (meta.dataset_fingerprint[:12], manifest.fingerprint[:12]),
@@ -142,7 +156,13 @@ def _git_commit() -> str | None:
 
 
 def fit(run: Run, layout: Layout, mlflow_run_id: str | None, on_event: Callable[[Event], None]) -> Path:
-    """Train to the end; returns the last checkpoint. Ray must run. Events of the workers come to `on_event`."""
+    """Train to the end; returns the last checkpoint. Ray must run. Events of the workers come to `on_event`.
+
+    Raises:
+        NotTrainableError: the losses are not finite, step after step.
+        ray.train.TrainingFailedError: the workers failed too often.
+        Exception: what `on_event` raised; the workers are stopped.
+    """
     if run.resume is not None and run.done >= run.config.train.steps:
         return run.resume
     manifest = run.manifest
@@ -150,7 +170,8 @@ def fit(run: Run, layout: Layout, mlflow_run_id: str | None, on_event: Callable[
         0, manifest.class_names, manifest.category_ids, manifest.fingerprint, run.name, mlflow_run_id, versions()
     )
     events = Queue(actor_options={"num_cpus": 0})
-    job = Job(to_yaml(run.config), str(run.directory), meta, layout.threads, events)
+    resume = None if run.resume is None else str(run.resume)
+    job = Job(to_yaml(run.config), str(run.directory), meta, layout.threads, layout.decode_cpus, events, resume)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
@@ -158,13 +179,30 @@ def fit(run: Run, layout: Layout, mlflow_run_id: str | None, on_event: Callable[
         torch_config=torch_config(layout),
         run_config=run_config(run.config, run.directory.parent, run.name),
     )
-    listener = _Listener(events, on_event)
+    refusals: list[Event] = []
+
+    def receive(event: Event) -> None:
+        if event["kind"] == "not_finite":
+            refusals.append(event)
+        on_event(event)
+
+    main = threading.current_thread() is threading.main_thread()
+    listener = _Listener(events, receive, interrupts=main)
+    on_interrupt = signal.getsignal(signal.SIGINT)  # Ray Train sets its own and leaves it there
     listener.start()
     try:
         result = trainer.fit()
+    except SystemExit as error:  # what Ray Train makes of ctrl-c, with exit code 0
+        raise KeyboardInterrupt from error
     finally:
-        listener.finish()
-        events.shutdown()
+        try:
+            listener.finish()
+        finally:
+            events.shutdown()
+            if main:
+                signal.signal(signal.SIGINT, on_interrupt)
+    if refusals:
+        raise NotTrainableError(str(refusals[0]["error"]))
     if result.error is not None:
         raise result.error
     assert result.checkpoint is not None
@@ -172,11 +210,15 @@ def fit(run: Run, layout: Layout, mlflow_run_id: str | None, on_event: Callable[
 
 
 class _Listener(threading.Thread):
-    """Hands events on, in their order, while the main thread waits for Ray Train."""
+    """Hands events on, in their order, while the main thread waits for Ray Train.
 
-    def __init__(self, events: Queue, on_event: Callable[[Event], None]) -> None:
+    Where that raises, it stops the run as ctrl-c does, the one way into a waiting `fit`, and finish() raises the error.
+    A `fit` that waits in another thread than the main one cannot be interrupted: the error comes when it has ended.
+    """
+
+    def __init__(self, events: Queue, on_event: Callable[[Event], None], interrupts: bool) -> None:
         super().__init__(name="events", daemon=True)
-        self._events, self._on_event = events, on_event
+        self._events, self._on_event, self._interrupts = events, on_event, interrupts
         self._ending = threading.Event()
         self._error: BaseException | None = None
 
@@ -193,10 +235,14 @@ class _Listener(threading.Thread):
                 time.sleep(0.2)
         except BaseException as error:  # raised again by finish(), in the main thread
             self._error = error
+            if self._interrupts and not self._ending.is_set():
+                _thread.interrupt_main(signal.SIGINT)
 
     def finish(self) -> None:
         """Wait until all that was sent is handed on."""
         self._ending.set()
-        self.join()
-        if self._error is not None:
-            raise self._error
+        try:
+            self.join()
+        finally:  # the interruption may come only now
+            if self._error is not None:
+                raise self._error

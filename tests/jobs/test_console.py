@@ -75,6 +75,13 @@ def test_plain_lines_say_where_a_failed_job_stopped():
     assert text.getvalue().splitlines() == ["sharding stopped at 3/10 (30 %) 3.0/s, in 1 s"]
 
 
+def test_a_job_that_fails_at_once_leaves_the_word_to_its_error():
+    console, text, clock = plain()
+    with pytest.raises(RuntimeError), progress("sharding", 10, console=console, clock=clock):
+        raise RuntimeError
+    assert text.getvalue() == ""
+
+
 def test_plain_lines_from_threads_count_everything():
     console, text, clock = plain()
     with progress("x", 4000, console=console, clock=clock) as meter, ThreadPoolExecutor(8) as pool:

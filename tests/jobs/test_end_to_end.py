@@ -16,8 +16,6 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from maskrcnn_process import Maskrcnn, has_proc, run
@@ -93,17 +91,12 @@ class Done:
 
 
 def spoil(shards: Path) -> int:
-    """Cut one image that can train in half, in its shard; returns its sample id."""
+    """Overwrite the begin of one image that can train, in its shard; returns its sample id."""
     (row,) = load_index(shards).slice(5, 1).to_pylist()
     assert row["instances"] > 0
-    path = shards / shard_name(row["shard"])
-    table = pq.read_table(path)
-    images = table["image"].to_pylist()
-    place = table["sample_id"].to_pylist().index(row["sample_id"])
-    images[place] = images[place][: len(images[place]) // 2]
-    column = table.schema.get_field_index("image")
-    field = table.schema.field(column)
-    pq.write_table(table.set_column(column, field, pa.array(images, field.type)), path, row_group_size=4)
+    with (shards / shard_name(row["shard"])).open("r+b") as file:
+        file.seek(row["offset"])
+        file.write(bytes(row["bytes"] // 2))
     return int(row["sample_id"])
 
 
@@ -318,11 +311,13 @@ def test_its_losses_are_those_of_a_run_that_was_never_killed_bit_for_bit(whole: 
     expected, found = logged(whole), logged(killed)
     wrong = {key: (expected.get(key), values) for key, values in found.items() if values != expected.get(key)}
     assert not wrong
-    assert {step for _, step in found} >= set(range(killed.known + 1, STEPS + 1))
+    assert {step for _, step in found} >= set(range(killed.written + 1, STEPS + 1))
 
 
 def test_no_step_is_missing_from_its_curves(killed: Killed) -> None:
-    assert {step for _, step in logged(killed)} == set(range(1, STEPS + 1))
+    """But for what the driver had not heard of when it was killed, before the checkpoint that it continued from."""
+    unheard = set(range(killed.known + 1, killed.written + 1))
+    assert {step for _, step in logged(killed)} | unheard == set(range(1, STEPS + 1))
 
 
 def test_its_weights_are_those_of_a_run_that_was_never_killed(whole: Done, killed: Killed) -> None:

@@ -24,11 +24,13 @@ def called(monkeypatch):
     """Replace every verb by a recorder: calls are (name, args, kwargs)."""
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
     for module, names in {
-        "shard": ["shard_coco", "shard_shapes"],
+        "shard": ["shard_coco", "shard_shapes", "migrate"],
         "train": ["train"],
         "evaluate": ["evaluate_checkpoint"],
         "predict": ["predict"],
         "ui": ["ui"],
+        "verify": ["verify"],
+        "inspect": ["inspect"],
     }.items():
         fake = ModuleType(f"jobs.{module}")
         for name in names:
@@ -48,33 +50,45 @@ def run(*words: str):
             "shard coco --annotations a.json --images img --out shards",
             (
                 "shard_coco",
-                (Path("a.json"), Path("img"), Path("shards")),
-                {"strict": False, "overwrite": False, "rows_per_shard": None},
+                (Path("a.json"), "img", "shards"),
+                {"strict": False, "overwrite": False, "rows_per_shard": None, "workers": None},
             ),
         ),
         (
-            "shard coco --annotations a.json --images img --out s --strict --overwrite --rows-per-shard 7",
+            "shard coco --annotations a.json --images s3://b/img --out s3://b/s --strict --overwrite --rows-per-shard 7"
+            " --workers 3",
             (
                 "shard_coco",
-                (Path("a.json"), Path("img"), Path("s")),
-                {"strict": True, "overwrite": True, "rows_per_shard": 7},
+                (Path("a.json"), "s3://b/img", "s3://b/s"),
+                {"strict": True, "overwrite": True, "rows_per_shard": 7, "workers": 3},
             ),
         ),
         (
             "shard shapes --out data/shapes --train-images 9 --val-images 3 --seed 5",
             ("shard_shapes", (Path("data/shapes"),), {"train_images": 9, "val_images": 3, "seed": 5}),
         ),
+        (
+            "shard migrate old --out s3://b/new --workers 2",
+            ("migrate", ("old", "s3://b/new"), {"overwrite": False, "workers": 2}),
+        ),
         ("train c.yaml", ("train", (Path("c.yaml"), []), {})),
         ("train c.yaml a.b=1 c=[1,2]", ("train", (Path("c.yaml"), ["a.b=1", "c=[1,2]"]), {})),
         (
             "evaluate ckpt --data shards evaluate.max_images=5 --out here",
-            ("evaluate_checkpoint", (Path("ckpt"), Path("shards"), ["evaluate.max_images=5"], Path("here")), {}),
+            ("evaluate_checkpoint", (Path("ckpt"), "shards", ["evaluate.max_images=5"], Path("here")), {}),
         ),
-        ("evaluate ckpt --data shards", ("evaluate_checkpoint", (Path("ckpt"), Path("shards"), [], None), {})),
+        ("evaluate ckpt --data shards", ("evaluate_checkpoint", (Path("ckpt"), "shards", [], None), {})),
         (
             "predict ckpt a.jpg dir --out here --score 0.7",
             ("predict", (Path("ckpt"), [Path("a.jpg"), Path("dir")], Path("here")), {"score": 0.7}),
         ),
+        ("verify s3://bucket/val", ("verify", ("s3://bucket/val",), {"workers": None, "as_json": False})),
+        ("verify val --workers 3 --json", ("verify", ("val",), {"workers": 3, "as_json": True})),
+        (
+            "inspect val --sample 12 --out a.png",
+            ("inspect", ("val",), {"sample": "12", "stats": False, "out_path": Path("a.png")}),
+        ),
+        ("inspect val --stats", ("inspect", ("val",), {"sample": None, "stats": True, "out_path": None})),
         ("ui", ("ui", (Path("runs"),), {"host": "127.0.0.1", "port": 5000})),
         ("ui --runs r --host 0.0.0.0 --port 80", ("ui", (Path("r"),), {"host": "0.0.0.0", "port": 80})),
     ],
@@ -94,6 +108,8 @@ def test_words_reach_the_verb(called, words, call):
         "predict ckpt --out x",
         "shard coco --out x",
         "ui --port 0",
+        "verify",
+        "verify val --workers 0",
         "train c.yaml --zzz",
     ],
 )
@@ -156,6 +172,6 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    for verb in ("shard", "train", "evaluate", "predict", "ui"):
+    for verb in ("shard", "verify", "inspect", "train", "evaluate", "predict", "ui"):
         assert f" {verb} " in done.stdout
     assert "heavy: []" in done.stdout

@@ -79,7 +79,7 @@ def test_loss_has_fixed_shapes(samples: int, masks: str | None) -> None:
             batch = change(batch, lambda t: dataclasses.replace(t, masks=torch.zeros(2, 2, 96, 128, dtype=torch.uint8)))
         fake = Batch(
             *(mode.from_tensor(x) for x in (batch.images, batch.sizes, batch.original_sizes, batch.sample_ids)),
-            Targets(*(mode.from_tensor(getattr(batch.targets, f.name)) for f in dataclasses.fields(Targets))),
+            Targets(*(mode.from_tensor(t) for t in every(batch.targets))),
         )
         losses = model(fake)
         assert list(losses) == RPN_NAMES + BOX_NAMES + ([] if masks is None else ["mask/mask"])
@@ -110,6 +110,12 @@ def test_frozen_parameters_get_none() -> None:
     gradients(model, model(scene([1, 1])))
     frozen = {name for name, p in model.named_parameters() if p.grad is None}
     assert {name.split(".")[2] for name in frozen} == {"conv1", "layer1", "layer2"}
+
+
+def every(targets: Targets) -> list[torch.Tensor]:
+    """Boxes, classes, valid and masks; these scenes have no keypoints."""
+    assert targets.keypoints is None
+    return [getattr(targets, f.name) for f in dataclasses.fields(Targets) if f.name != "keypoints"]
 
 
 def pad_slots(more: int) -> Callable[[Targets], Targets]:
@@ -159,7 +165,7 @@ def test_order_of_images_changes_nothing(tiny: MaskRCNN) -> None:
     assert batch.targets is not None
     turned = Batch(
         *(x.flip(0) for x in (batch.images, batch.sizes, batch.original_sizes, batch.sample_ids)),
-        Targets(*(getattr(batch.targets, f.name).flip(0) for f in dataclasses.fields(Targets))),
+        Targets(*(t.flip(0) for t in every(batch.targets))),
     )
     again = tiny(turned, SamplingNoise(noise.anchors.flip(0), noise.rois.flip(0)))
     for name, loss in again.items():  # sums over images in another order: round-off only

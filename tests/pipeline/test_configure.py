@@ -140,6 +140,13 @@ def test_null_removes_a_section_and_a_key_below_brings_it_back(tmp_path):
     assert load_config(again).model.mask == MaskConfig(threshold=0.25)
 
 
+def test_one_location_or_several():
+    assert load_config(None, ["data.train=x"]).data.train == "x"
+    both = load_config(None, ["data.train=[x, y]", "data.mix_weights=[0.7, 0.3]"])
+    assert both.data.train == ("x", "y") and both.data.mix_weights == (0.7, 0.3)
+    assert from_yaml_text(to_yaml(both)) == both
+
+
 def test_circles_of_bases(tmp_path):
     alone = write(tmp_path / "alone.yaml", "base: alone.yaml\n")
     assert f"goes in a circle: {alone} -> {alone}" in message(path=alone)
@@ -242,6 +249,9 @@ def test_unknown_keys_are_named_with_the_nearest_known_one(override, said):
         ("model.input.mean=[1, 2, 3, 4]", "model.input.mean must be a list of 3 numbers, got [1, 2, 3, 4]"),
         ("data.train_sizes_px=160", "data.train_sizes_px must be a list of whole numbers, got 160"),
         ("data.train_sizes_px=[160, x, y]", 'must be a list of whole numbers, got [160, "x", "y"]'),
+        ("data.train=3", "data.train must be a text or a list of texts or null, got 3; write '\"3\"'"),
+        ("data.train=[a, 3]", 'data.train must be a text or a list of texts or null, got ["a", 3]'),
+        ("data.mix_weights=1", "data.mix_weights must be a list of numbers or null, got 1"),
         ("model.mask=3", "model.mask must be null or a section with the keys scheme, roi_size"),
         ("train=", "train must be a section with the keys name, steps"),
         ("optim.lr=.nan", "optim.lr must be finite, got NaN"),
@@ -270,6 +280,10 @@ def test_wrong_values_say_expected_and_got(override, said):
         ("optim.milestones=[9, 5]", "optim.milestones must ascend, got [9, 5]"),
         ("data.train_sizes_px=[]", "data.train_sizes_px must hold at least one size"),
         ("data.train_sizes_px=[2000]", "data.train_max_size_px (longer side) must be at least the shorter side, 2000"),
+        ("data.train=[]", "data.train must hold at least one directory of shards, got none"),
+        ("data.mix_weights=[1, 2]", "data.mix_weights must hold one weight for each of data.train, 1, got 2"),
+        ("data.mix_weights=[0]", "data.mix_weights must hold a weight above 0, got only zeros"),
+        ("data.mix_weights=[-1]", "data.mix_weights must be at least 0, got -1"),
         ("train.name=../x", "train.name must be a plain directory name, got '../x'"),
         ("cluster.workers=3", "16 images do not divide over 3 workers; set train.batch_images to a multiple of 3"),
     ],
@@ -288,7 +302,9 @@ def test_ranges_hold_without_yaml_too():
 def test_all_problems_come_together_with_where_they_are(tmp_path):
     write(tmp_path / "base.yaml", "optim:\n  lr: fast\n  zzz: 3\n")
     path = write(tmp_path / "run.yaml", "base: base.yaml\n\ntrain:\n  steps: 0\n  step: 7\ntrain.seed: 1\n")
-    lines = message("model.trunk.body=r50", "model.box.hidden=0", "data.flip_probability=.nan", path=path).splitlines()
+    lines = message(
+        "model.trunk.body=r50", "model.box.hidden=0", "data.augment.flip_probability=.nan", path=path
+    ).splitlines()
     assert lines[0] == "8 problems in the configuration:"
     told = "\n".join(lines)
     for said in (
@@ -300,7 +316,7 @@ def test_all_problems_come_together_with_where_they_are(tmp_path):
         f"train.seed is not a key; in a file, write one level a line, indented, instead of dots ({path}:6)",
         "model.trunk.body must be one of",
         "model.box.hidden must be at least 1, got 0 (override model.box.hidden=0)",
-        "data.flip_probability must be finite",
+        "data.augment.flip_probability must be finite",
     ):
         assert said in told
 

@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_coco import TinyCoco
+
+settings.register_profile("unhurried", deadline=None)  # the first example pays for imports, on a busy machine more
+settings.load_profile("unhurried")
 
 
 @pytest.fixture

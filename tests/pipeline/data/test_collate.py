@@ -12,22 +12,38 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny_records import blob, box_of, jpeg, picture, record
 
-from model.types import Batch
+from model.config import MaskTarget
+from model.types import Batch, Targets
+from pipeline.config import AugmentConfig
 from pipeline.data import rle
-from pipeline.data.augment import Geometry, draw_geometry
-from pipeline.data.collate import SLOT_STEP, Collator, Work, make_targets, resize_into
+from pipeline.data.augment import Geometry, Recipe, draw_recipe, whole_picture
+from pipeline.data.collate import SLOT_STEP, Collator, Work, collate, resize_into
 from pipeline.data.images import decode
+from pipeline.data.records import Record
 
 
 def refuse(sample_id: int, reason: str) -> None:
     raise AssertionError(f"sample {sample_id}: {reason}")
 
 
-def geometry(of: dict, height: int, width: int, flip: bool = False) -> Geometry:  # type: ignore[type-arg]
-    return Geometry(of["height"], of["width"], height, width, flip)
+def geometry(of: Record, height: int, width: int, flip: bool = False) -> Geometry:
+    return whole_picture(of["height"], of["width"], height, width, flip)
 
 
-def one_batch(work: Work, **changes: object) -> Batch:
+def plain(of: Record, geometry: Geometry) -> Work:
+    return Work(of, Recipe(geometry, (geometry.new_height, geometry.new_width), None, None))
+
+
+def targets_of(
+    records: list[Record], geometries: list[Geometry], target: MaskTarget = "crop", divisor: int = 32
+) -> Targets:
+    work = [plain(r, g) for r, g in zip(records, geometries, strict=True)]
+    targets = collate(work, divisor, target, None, refuse).targets
+    assert targets is not None
+    return targets
+
+
+def one_batch(work: list[Work], **changes: object) -> Batch:
     settings: dict[str, object] = {"threads": 2, "ahead": 1, "divisor": 32, "targets": "crop", "on_bad": refuse}
     (batch,) = Collator(**(settings | changes))([work])  # type: ignore[arg-type]
     return batch
@@ -41,7 +57,7 @@ def one_batch(work: Work, **changes: object) -> Batch:
 def test_pixels_are_within_one_level_of_pillow(size: tuple[int, int], flip: bool) -> None:
     image = picture(80, 120)
     slot = torch.full((size[0] + 3, size[1] + 5, 3), 7, dtype=torch.uint8)
-    resize_into(slot, image, Geometry(80, 120, *size, flip))
+    resize_into(slot, image, whole_picture(80, 120, *size, flip))
     expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
     if flip:
         expected = expected[:, ::-1]
@@ -52,14 +68,38 @@ def test_pixels_are_within_one_level_of_pillow(size: tuple[int, int], flip: bool
 def test_the_same_size_keeps_every_pixel() -> None:
     image = picture(20, 30)
     slot = torch.zeros(20, 30, 3, dtype=torch.uint8)
-    resize_into(slot, image, Geometry(20, 30, 20, 30, False))
+    resize_into(slot, image, whole_picture(20, 30, 20, 30))
     assert np.array_equal(slot.numpy(), image)
+
+
+@pytest.mark.parametrize("size", [(37, 53), (160, 240), (81, 90), (7, 300)])
+def test_pixels_are_those_of_interpolate_also_after_a_larger_picture(size: tuple[int, int]) -> None:
+    for seed, (height, width) in enumerate([(300, 400), (80, 120)]):  # the second finds the first one's scratch
+        image = picture(height, width, seed)
+        slot = torch.zeros(400, 400, 3, dtype=torch.uint8)
+        target = size if seed else (400, 400)
+        resize_into(slot, image, whole_picture(height, width, *target))
+        planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+        expected = F.interpolate(planes, size=target, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+        assert torch.equal(slot[: target[0], : target[1]], expected)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_window_is_cut_before_it_is_resized(flip: bool) -> None:
+    image = picture(80, 120)
+    slot = torch.zeros(64, 64, 3, dtype=torch.uint8)
+    resize_into(slot, image, Geometry(80, 120, 30, 11, 40, 50, 60, 61, flip))
+    cut = Image.fromarray(image[11:51, 30:80]).resize((61, 60), Image.Resampling.BILINEAR)
+    expected = np.asarray(cut).astype(int)[:, :: -1 if flip else 1]
+    assert np.abs(slot[:60, :61].numpy() - expected).max() <= 1
+    resize_into(slot, image, Geometry(80, 120, 30, 11, 40, 50, 40, 50, flip))
+    assert np.array_equal(slot[:40, :50].numpy(), image[11:51, 30:80][:, :: -1 if flip else 1])
 
 
 def test_a_batch_is_zero_padded_to_the_divisor_and_says_its_sizes() -> None:
     records = [record(5, 40, 60), record(6, 60, 40), record(7, 33, 33)]
     geometries = [geometry(records[0], 30, 45), geometry(records[1], 45, 30, True), geometry(records[2], 30, 30)]
-    batch = one_batch((records, geometries), divisor=16)
+    batch = one_batch([plain(r, g) for r, g in zip(records, geometries, strict=True)], divisor=16)
     assert batch.images.shape == (3, 48, 48, 3) and batch.images.dtype == torch.uint8
     assert batch.sizes.tolist() == [[30, 45], [45, 30], [30, 30]]
     assert batch.original_sizes.tolist() == [[40, 60], [60, 40], [33, 33]]
@@ -80,7 +120,7 @@ def test_a_batch_is_zero_padded_to_the_divisor_and_says_its_sizes() -> None:
 def test_boxes_are_those_of_the_transformed_masks(size: tuple[int, int], flip: bool) -> None:
     masks = [blob(40, 60, 3, 5, 17, 12), blob(40, 60, 20, 30, 20, 30), blob(40, 60, 0, 0, 40, 9)]
     own = record(1, 40, 60, masks)
-    targets = make_targets([own], [geometry(own, *size, flip)], full_masks=(size[0] + 4, size[1] + 2))
+    targets = targets_of([own], [geometry(own, *size, flip)], "image")
     assert targets.masks is not None
     for slot in range(len(masks)):
         found = box_of(targets.masks[0, slot].numpy())
@@ -89,8 +129,8 @@ def test_boxes_are_those_of_the_transformed_masks(size: tuple[int, int], flip: b
 
 def test_a_flip_mirrors_boxes_exactly() -> None:
     own = record(1, 40, 60, [blob(40, 60, 3, 5, 17, 12)])
-    plain = make_targets([own], [geometry(own, 80, 120)], None).boxes[0, 0].tolist()
-    flipped = make_targets([own], [geometry(own, 80, 120, True)], None).boxes[0, 0].tolist()
+    plain = targets_of([own], [geometry(own, 80, 120)]).boxes[0, 0].tolist()
+    flipped = targets_of([own], [geometry(own, 80, 120, True)]).boxes[0, 0].tolist()
     assert plain == [10.0, 6.0, 34.0, 40.0]
     assert flipped == [120.0 - 34.0, 6.0, 120.0 - 10.0, 40.0]
 
@@ -99,7 +139,7 @@ def test_a_flip_mirrors_boxes_exactly() -> None:
 def test_crops_are_flipped_with_their_boxes(flip: bool) -> None:
     masks = [blob(40, 60, 3, 5, 28, 42), blob(40, 60, 10, 20, 14, 28)]
     own = record(1, 40, 60, masks)
-    targets = make_targets([own], [geometry(own, 30, 45, flip)], None)
+    targets = targets_of([own], [geometry(own, 30, 45, flip)])
     assert targets.masks is not None and targets.masks.shape == (1, SLOT_STEP, 112, 112)
     for slot, mask in enumerate(masks):
         seen = mask[:, ::-1] if flip else mask  # the crop of the flipped picture
@@ -114,13 +154,13 @@ def test_full_masks_are_torchvisions(size: tuple[int, int], flip: bool) -> None:
     generator = np.random.default_rng(0)
     masks = [(generator.random((40, 60)) < 0.5).astype(np.uint8) for _ in range(3)]
     own = record(1, 40, 60, masks)
-    targets = make_targets([own], [geometry(own, *size, flip)], full_masks=(96, 128))
+    targets = targets_of([own], [geometry(own, *size, flip)], "image", divisor=128)
     source = torch.from_numpy(np.stack(masks))
     # torchvision/models/detection/transform.py: _resize_image_and_masks
     expected = F.interpolate(source[:, None].float(), size=size, mode="nearest")[:, 0].byte()
     if flip:
         expected = expected.flip(-1)
-    assert targets.masks is not None and targets.masks.shape == (1, SLOT_STEP, 96, 128)
+    assert targets.masks is not None and targets.masks.shape == (1, SLOT_STEP, 128, 128)
     assert torch.equal(targets.masks[0, :3, : size[0], : size[1]], expected)
     assert not targets.masks[0, :, size[0] :].any() and not targets.masks[0, :, :, size[1] :].any()
 
@@ -128,7 +168,7 @@ def test_full_masks_are_torchvisions(size: tuple[int, int], flip: bool) -> None:
 def test_crowds_are_left_out_and_the_rest_keeps_its_order() -> None:
     masks = [blob(40, 60, y, 5, 6, 12) for y in (0, 8, 16, 24)]
     own = record(1, 40, 60, masks, crowd=[True, False, True, False])
-    targets = make_targets([own], [geometry(own, 40, 60)], None)
+    targets = targets_of([own], [geometry(own, 40, 60)])
     assert targets.valid[0].tolist() == [True, True, *[False] * 6]
     assert targets.classes[0].tolist() == [2, 4, *[0] * 6]
     assert targets.boxes[0, :2].tolist() == [own["boxes"][1], own["boxes"][3]]
@@ -142,7 +182,7 @@ def test_crowds_are_left_out_and_the_rest_keeps_its_order() -> None:
 def test_slots_are_padded_to_the_fullest_image_in_steps(most: int, slots: int) -> None:
     many = record(1, 40, 60, [blob(40, 60, i, i, 6, 12) for i in range(most)])
     records = [record(0, 40, 60), many, record(2, 40, 60, [blob(40, 60, 0, 0, 9, 9)] * min(most, 1))]
-    targets = make_targets(records, [geometry(r, 40, 60) for r in records], None)
+    targets = targets_of(records, [geometry(r, 40, 60) for r in records])
     assert targets.valid.sum(1).tolist() == [0, most, min(most, 1)]
     assert targets.masks is not None
     assert targets.boxes.shape == (3, slots, 4) and targets.boxes.dtype == torch.float32
@@ -153,14 +193,15 @@ def test_slots_are_padded_to_the_fullest_image_in_steps(most: int, slots: int) -
 
 def test_images_without_objects_and_crowds_alone() -> None:
     records = [record(0, 40, 60), record(1, 40, 60, [blob(40, 60, 0, 0, 9, 9)], crowd=[True])]
-    for full in (None, (64, 64)):
-        targets = make_targets(records, [geometry(r, 40, 60) for r in records], full)
+    kinds: tuple[MaskTarget, ...] = ("crop", "image")
+    for kind in kinds:
+        targets = targets_of(records, [geometry(r, 40, 60) for r in records], kind)
         assert not targets.valid.any() and targets.masks is not None and not targets.masks.any()
 
 
 def test_targets_are_made_only_where_asked_for() -> None:
     own = record(0, 40, 60, [blob(40, 60, 0, 0, 9, 9)])
-    work: Work = ([own], [geometry(own, 40, 60)])
+    work = [plain(own, geometry(own, 40, 60))]
     assert one_batch(work, targets=None).targets is None
     crops, full = one_batch(work).targets, one_batch(work, targets="image").targets
     assert crops is not None and crops.masks is not None and crops.masks.shape[2:] == (112, 112)
@@ -170,12 +211,12 @@ def test_targets_are_made_only_where_asked_for() -> None:
 # --- the stream of batches
 
 
-def work_of(count: int, batch: int = 3, objects: int = 1) -> list[Work]:
-    work: list[Work] = []
+def work_of(count: int, batch: int = 3, objects: int = 1) -> list[list[Work]]:
+    work = []
     for number in range(count):
         records = [record(10 * number + i, 20 + i, 30, [blob(20 + i, 30, 2, 3, 9, 12)] * objects) for i in range(batch)]
         work.append(
-            (records, [draw_geometry(20 + i, 30, 24, 99, 0.5, 0, 0, r["sample_id"]) for i, r in enumerate(records)])
+            [Work(r, draw_recipe(r["height"], 30, 24, 99, AugmentConfig(), 0, 0, r["sample_id"])) for r in records]
         )
     return work
 
@@ -184,20 +225,23 @@ def work_of(count: int, batch: int = 3, objects: int = 1) -> list[Work]:
 def test_batches_keep_their_order_and_content_with_any_threads(threads: int, ahead: int) -> None:
     work = work_of(20)
     batches = list(Collator(threads, ahead, 32, "crop", refuse)(iter(work)))
-    assert [b.sample_ids.tolist() for b in batches] == [[r["sample_id"] for r in records] for records, _ in work]
-    for batch, (records, geometries) in zip(batches, work, strict=True):
-        expected = torch.zeros_like(batch.images)
-        for slot, own, geo in zip(expected, records, geometries, strict=True):
-            resize_into(slot, decode(own["image"]), geo)
-        assert torch.equal(batch.images, expected)
-        targets = make_targets(records, geometries, None)
-        assert batch.targets is not None and torch.equal(batch.targets.boxes, targets.boxes)
+    assert [b.sample_ids.tolist() for b in batches] == [[one.record["sample_id"] for one in batch] for batch in work]
+    for batch, own in zip(batches, work, strict=True):
+        same = collate(own, 32, "crop", None, refuse)
+        assert torch.equal(batch.images, same.images) and torch.equal(batch.sizes, same.sizes)
+        assert batch.targets is not None and same.targets is not None
+        assert torch.equal(batch.targets.boxes, same.targets.boxes)
+        assert torch.equal(batch.targets.masks, same.targets.masks)  # type: ignore[arg-type]
+        for slot, one in zip(batch.images, own, strict=True):
+            expected = torch.zeros_like(slot)
+            resize_into(expected, decode(one.record["image"]), one.recipe.geometry)
+            assert torch.equal(slot, expected)
 
 
 def test_it_reads_no_further_ahead_than_asked() -> None:
     taken = []
 
-    def work() -> Iterator[Work]:
+    def work() -> Iterator[list[Work]]:
         for item in work_of(12):
             taken.append(item)
             yield item
@@ -230,10 +274,10 @@ def test_a_bad_image_does_not_stop_training_and_withdraws_its_ground_truth(kind:
         record(2, 40, 60, masks, image=broken_images()[kind]),
         record(3, 40, 60, masks),
     ]
-    work: Work = (records, [geometry(r, 40, 60) for r in records])
+    work = [plain(r, geometry(r, 40, 60)) for r in records]
     told: list[tuple[int, str]] = []
     collator = Collator(2, 1, 32, target, lambda sample_id, reason: told.append((sample_id, reason)))  # type: ignore[arg-type]
-    first, second = collator([work, (records[:1], work[1][:1])])
+    first, second = collator([work, work[:1]])
     assert len(told) == 1 and told[0][0] == 2 and told[0][1]
     assert first.sample_ids.tolist() == [1, 2, 3]  # it keeps its place
     assert not first.images[1].any()
@@ -272,7 +316,7 @@ def test_a_consumer_that_stops_early_does_not_hang(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_error_of_the_source_reaches_the_consumer() -> None:
-    def work() -> Iterator[Work]:
+    def work() -> Iterator[list[Work]]:
         yield from work_of(2)
         raise OSError("the shard is gone")
 

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import rle, scenes, shapes, shards
+from pipeline.data import rle, scenes, shapes
 from pipeline.data.coco import read_coco
 from pipeline.data.quarantine import DataError, Quarantine
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.sharding import shard_dataset
+from pipeline.data.shards import load_index, to_records
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -103,10 +106,10 @@ def test_coverage_of_a_circle_is_its_area() -> None:
 
 def test_everything_shards(made: Path, tmp_path: Path) -> None:
     dataset = read_coco(made / "annotations/instances_val.json", made / "val", Quarantine(strict=True))
-    manifest = shards.write_shards(dataset, tmp_path)
+    manifest = shard_dataset(dataset, tmp_path)
     assert manifest.images == 6 and manifest.class_names == scenes.CLASS_NAMES
     assert manifest.generator == {"name": "shapes", "train": 70, "val": 6, "seed": 5, "size_px": 160, "version": 1}
-    record = shards.read_rows(tmp_path / shards.shard_name(0), 0, [0])[0]
+    record = to_records(read_rows(tmp_path, load_index(tmp_path)))[0]
     assert Image.open(io.BytesIO(record["image"])).size == (record["width"], record["height"])
 
 

@@ -1,19 +1,23 @@
 """Rows come through Ray Data in the order of the plan, whatever the tasks are."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data import stream
+from pipeline.data.mixture import load_mixture
 from pipeline.data.plan import Plan, PlannedBatch
 from pipeline.data.records import Record
-from pipeline.data.shards import load_index, load_manifest, read_groups, shard_name, to_records
-from pipeline.data.stream import stream_records
+from pipeline.data.shard_rows import COLUMNS, read_rows
+from pipeline.data.shards import load_manifest, read_groups, shard_name, to_records
+from pipeline.data.stream import KEYS, Reading, chunks, in_tasks, read_task, stream_records
 
 STEPS, BATCH = 17, 4  # more than two epochs of the 24 images
+READING = Reading(task_rows=64, tasks=2, task_cpus=0.0, chunk_bytes=1 << 20, ahead=2)
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +27,12 @@ def train(shapes: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def index(train: Path) -> pa.Table:
-    return load_index(train)
+    return load_mixture(str(train))
 
 
 @pytest.fixture(scope="module")
 def plan(index: pa.Table) -> Plan:
-    return Plan(index, seed=1, batch_images=BATCH, sizes_px=(64, 96), window_groups=4, aspect_buckets=2)
+    return Plan(index, seed=1, batch_images=BATCH, sizes_px=(64, 96), longest_px=200, window_groups=4, aspect_buckets=2)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def everything(train: Path) -> dict[int, Record]:
     """Every record, read without any of the code under test's order."""
     records: dict[int, Record] = {}
     for shard in load_manifest(train).shards:
-        for record in to_records(read_groups(train / shard.name, range(-(-shard.rows // 4)))):
+        for record in to_records(read_groups(train, shard.name, range(-(-shard.rows // 4)), COLUMNS)):
             records[record["sample_id"]] = record
     assert len(records) == 24
     return records
@@ -51,10 +55,41 @@ def test_rows_are_read_in_the_order_asked_for_also_twice(
 ) -> None:
     rows = np.random.default_rng(0).integers(0, 24, 60)  # across shards and groups, many of them again
     keys = index.take(rows)
-    task = pa.table({key: [keys[key].to_pylist()] for key in ("shard", "row_group", "row")})
-    found = to_records(stream.read_rows(task, str(train)))
+    task = pa.table({key: [keys[key].to_pylist()] for key in KEYS})
+    found = to_records(read_task(task, [str(train)]))
     ids = index["sample_id"].to_numpy()[rows].tolist()
     assert found == [everything[sample_id] for sample_id in ids]
+
+
+def test_rows_of_a_mixture_come_from_their_own_data_set(shapes: Path, train: Path) -> None:
+    """Both splits count their sample ids from the same number: only the location tells them apart."""
+    places = [train, shapes / "val", train]
+    index = load_mixture(tuple(str(place) for place in places))
+    rows = np.random.default_rng(0).integers(0, 24 + 8 + 24, 80)
+    keys = index.take(rows)
+    task = pa.table({key: [keys[key].to_pylist()] for key in KEYS})
+    found = to_records(read_task(task, [str(place) for place in places]))
+    for number, (row, record) in enumerate(zip(keys.to_pylist(), found, strict=True)):
+        place = places[row["dataset"]]
+        (expected,) = to_records(read_rows(place, keys.slice(number, 1)))
+        assert record == expected and record["sample_id"] == row["sample_id"]
+    assert set(index["dataset"].to_numpy()[rows].tolist()) == {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_a_mixture_streams(local_ray: None, shapes: Path, train: Path) -> None:
+    places = [shapes / "val", train]
+    index = load_mixture(tuple(str(place) for place in places))
+    plan = Plan(index, seed=0, batch_images=4, sizes_px=(64,), longest_px=200, window_groups=9, aspect_buckets=1)
+    shares = [plan.batch(step).share(1, 2) for step in range(8)]
+    seen = 0
+    reading = replace(READING, task_rows=8)
+    for batch, records in stream_records(iter(shares), plan.index, [str(place) for place in places], reading):
+        for row, record in zip(batch.rows.tolist(), records, strict=True):
+            own = index.slice(row, 1)
+            assert [record] == to_records(read_rows(places[own["dataset"][0].as_py()], own))
+            seen += 1
+    assert seen == 16
 
 
 def test_the_shards_have_what_these_tests_need(index: pa.Table) -> None:
@@ -79,7 +114,6 @@ def test_the_shards_have_what_these_tests_need(index: pa.Table) -> None:
 )
 def test_records_come_in_the_order_of_the_plan_with_their_bytes(
     local_ray: None,
-    monkeypatch: pytest.MonkeyPatch,
     train: Path,
     index: pa.Table,
     plan: Plan,
@@ -90,9 +124,9 @@ def test_records_come_in_the_order_of_the_plan_with_their_bytes(
     task_rows: int,
     chunk_bytes: int,
 ) -> None:
-    monkeypatch.setattr(stream, "CHUNK_BYTES", chunk_bytes)
+    reading = replace(READING, task_rows=task_rows, chunk_bytes=chunk_bytes)
     shares = [plan.batch(step).share(rank, world) for step in range(start, STEPS)]
-    streamed = list(stream_records(iter(shares), index, train, task_rows, 2))
+    streamed = list(stream_records(iter(shares), index, [str(train)], reading))
     assert [batch.step for batch, _ in streamed] == list(range(start, STEPS))
     for (batch, records), share in zip(streamed, shares, strict=True):
         assert batch is share
@@ -100,10 +134,7 @@ def test_records_come_in_the_order_of_the_plan_with_their_bytes(
 
 
 @pytest.mark.slow
-def test_an_endless_plan_is_read_as_it_is_used(
-    local_ray: None, monkeypatch: pytest.MonkeyPatch, train: Path, index: pa.Table, plan: Plan
-) -> None:
-    monkeypatch.setattr(stream, "CHUNK_BYTES", 1)
+def test_an_endless_plan_is_read_as_it_is_used(local_ray: None, train: Path, index: pa.Table, plan: Plan) -> None:
     asked = []
 
     def endless() -> Iterator[PlannedBatch]:
@@ -113,7 +144,7 @@ def test_an_endless_plan_is_read_as_it_is_used(
             yield plan.batch(step)
             step += 1
 
-    records = stream_records(endless(), index, train, 8, 1)
+    records = stream_records(endless(), index, [str(train)], replace(READING, chunk_bytes=1))
     for _ in range(3):
         next(records)
     records.close()  # type: ignore[attr-defined]
@@ -126,9 +157,9 @@ def test_a_filtered_index_counts_its_own_rows(
 ) -> None:
     kept = index.filter(pa.compute.greater(index["instances"], 3))
     assert 4 < kept.num_rows < 24
-    plan = Plan(kept, 0, 4, (64,), 4, 2)
+    plan = Plan(kept, seed=0, batch_images=4, sizes_px=(64,), longest_px=200, window_groups=4, aspect_buckets=2)
     shares = [plan.batch(step) for step in range(6)]
-    for batch, records in stream_records(iter(shares), kept, train, 64, 2):
+    for batch, records in stream_records(iter(shares), kept, [str(train)], READING):
         assert records == expected(batch, kept, everything)
         assert all(len(record["classes"]) > 3 for record in records)
 
@@ -136,4 +167,40 @@ def test_a_filtered_index_counts_its_own_rows(
 @pytest.mark.slow
 def test_a_lost_shard_is_named(local_ray: None, index: pa.Table, plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"shard-0000\d\.parquet"):
-        list(stream_records(iter([plan.batch(0)]), index, tmp_path, 64, 2))
+        list(stream_records(iter([plan.batch(0)]), index, [str(tmp_path)], READING))
+
+
+def test_chunks_and_tasks_are_whole_batches_in_order(index: pa.Table, plan: Plan) -> None:
+    batches = [plan.batch(step) for step in range(STEPS)]
+    size = index["bytes"].to_numpy()
+    parts = list(chunks(iter(batches), index, 15_000))
+    assert [batch for part in parts for batch in part] == batches and len(parts) > 2
+    for part in parts[:-1]:  # the last batch of each is the one that fills it
+        sizes = [int(size[batch.rows].sum()) for batch in part]
+        assert sum(sizes[:-1]) < 15_000 <= sum(sizes)
+    for rows, count in ((1, 1), (4, 1), (5, 2), (64, 16)):
+        tasks = in_tasks(batches, rows)
+        assert [batch for task in tasks for batch in task] == batches
+        assert {len(task) for task in tasks[:-1]} <= {count} and len(tasks[-1]) <= count
+
+
+@pytest.mark.slow
+def test_partners_come_after_the_samples(local_ray: None, train: Path, index: pa.Table, everything: Any) -> None:
+    plan = Plan(
+        index,
+        seed=1,
+        batch_images=6,
+        sizes_px=(64,),
+        longest_px=200,
+        window_groups=4,
+        aspect_buckets=1,
+        copy_paste_probability=0.5,
+    )
+    shares = [plan.batch(step).share(1, 2) for step in range(6)]
+    ids = index["sample_id"].to_numpy()
+    with_partners = 0
+    for batch, records in stream_records(iter(shares), index, [str(train)], replace(READING, task_rows=4)):
+        assert len(batch.all_rows) == 3 + int((batch.partners >= 0).sum())
+        assert records == [everything[ids[row]] for row in batch.all_rows]
+        with_partners += len(records) - 3
+    assert with_partners > 3

@@ -37,11 +37,13 @@ def test_from_a_record() -> None:
         **dict.fromkeys(("sample_id", "file_name", "image", "areas", "annotation_ids", "crops")),  # type: ignore[typeddict-item]
         **{"height": 20, "width": 30, "boxes": [[5.0, 4.0, 11.0, 7.0]], "classes": [3], "crowd": [True]},  # type: ignore[typeddict-item]
         rles=[coco_mask.encode(mask)["counts"]],
+        keypoints=[[6, 5, 2, 0, 0, 0]],
     )
     truth = from_record(record)
     assert truth.masks is not None
     assert truth.crowd is not None and truth.crowd.tolist() == [True]
     ((y0, x0, crop),) = truth.masks
     assert (y0, x0, crop.shape, int(crop.sum())) == (4, 5, (3, 6), 18)
-    record.update({"boxes": [], "classes": [], "crowd": [], "rles": []})
+    assert truth.keypoints is not None and truth.keypoints[0].tolist() == [[6, 5, 2], [0, 0, 0]]
+    record.update({"boxes": [], "classes": [], "crowd": [], "rles": [], "keypoints": []})
     assert from_record(record).boxes.shape == (0, 4)

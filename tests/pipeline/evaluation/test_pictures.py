@@ -9,7 +9,7 @@ from pipeline.evaluation.coco_ap import CocoAp
 from pipeline.evaluation.colours import class_colour, text_colour
 from pipeline.evaluation.curves import pr_curves
 from pipeline.evaluation.instances import Instances
-from pipeline.evaluation.pictures import draw_comparison, draw_predictions, gallery
+from pipeline.evaluation.pictures import draw_comparison, draw_predictions, draw_sample, gallery
 
 
 def square(height: int, width: int, box: tuple[int, int, int, int]) -> Instances:
@@ -36,6 +36,37 @@ def test_a_small_image_is_enlarged_and_masks_lie_where_they_belong(tmp_path: Pat
     middle = 0.55 * 100 + 0.45 * np.array(class_colour(2))
     assert np.abs(picture[290, 350] - middle).max() <= 1  # beside the label: image and colour mixed
     assert np.abs(picture[240, 120].astype(int) - class_colour(2)).max() <= 60  # the outline
+
+
+def test_a_crowd_region_is_hatched_in_grey(tmp_path: Path) -> None:
+    image = np.full((480, 480, 3), (200, 40, 40), dtype=np.uint8)
+    mask = (0, 100, np.ones((400, 300), dtype=np.uint8))
+    box = np.array([[100, 0, 400, 400]], dtype=np.float64)
+    draw_sample(image, Instances(box, np.array([1]), None, [mask], np.array([True])), ["a"], tmp_path / "c.png")
+    inside = read(tmp_path / "c.png")[100:300, 200:300]
+    stripes, counts = np.unique(inside.reshape(-1, 3), axis=0, return_counts=True)
+    light, dark = 0.85 * np.array([200, 40, 40]) + 0.15 * 150, 0.25 * np.array([200, 40, 40]) + 0.75 * 150
+    assert sorted(stripes.tolist()) == sorted([light.round().tolist(), dark.round().tolist()])
+    assert abs(int(counts[0]) - int(counts[1])) < 0.02 * inside.size
+
+
+def test_keypoints_lie_on_their_pixels(tmp_path: Path) -> None:
+    image = np.full((480, 480, 3), 120, dtype=np.uint8)
+    points = np.array([[100, 200, 2], [300, 200, 1], [0, 0, 0], [300, 400, 2]], dtype=np.float64)
+    nothing = np.zeros((0, 3))
+    person = Instances(
+        np.array([[90, 90, 410, 410], [440, 440, 460, 460]], dtype=np.float64),
+        np.array([1, 1]),
+        keypoints=[points, nothing],
+    )
+    draw_sample(image, person, ["a"], tmp_path / "k.png", [(0, 1), (1, 2), (2, 3)])
+    picture = read(tmp_path / "k.png")
+    assert picture[200, 100].tolist() == picture[400, 300].tolist() == list(class_colour(1))  # seen
+    assert picture[200, 300].tolist() == [255, 255, 255]  # hidden
+    assert picture[200, 200].tolist() == list(class_colour(1))  # 0 and 1 are joined
+    assert (picture[1:70, 1:300] == 120).all()  # 2 is not labelled: neither it nor its lines
+    draw_sample(image, person, ["a"], tmp_path / "points.png")
+    assert (read(tmp_path / "points.png")[200, 150:250] == 120).all()
 
 
 def test_comparison_is_two_panels_of_equal_size(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from pipeline.config import DataConfig, EvaluateConfig, RunConfig, TrainConfig
 from pipeline.data.augment import resized
 from pipeline.data.images import decode
 from pipeline.data.records import Record
-from pipeline.data.shards import load_index, read_rows, shard_name
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.shards import load_index, to_records
 from pipeline.evaluation.predict import Predictor, choose_rows, predict_shards
 from pipeline.training.checkpoint import Meta, save_checkpoint
 from pipeline.training.cluster import Layout
@@ -59,8 +60,7 @@ def predictor(checkpoint: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def records(shapes: Path) -> list[Record]:
-    index = load_index(shapes / "val").to_pylist()
-    return [read_rows(shapes / "val" / shard_name(r["shard"]), r["row_group"], [r["row"]])[0] for r in index]
+    return to_records(read_rows(shapes / "val", load_index(shapes / "val")))
 
 
 def test_rows_are_the_first_ones_by_aspect() -> None:

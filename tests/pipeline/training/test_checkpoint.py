@@ -24,6 +24,7 @@ from pipeline.training.checkpoint import (
     STATE,
     CheckpointError,
     checkpoint_name,
+    furthest,
     initialise,
     latest_checkpoint,
     load_model,
@@ -381,3 +382,15 @@ def test_initialise_from_a_checkpoint_of_other_classes_keeps_the_class_layers_ra
 def test_initialise_from_a_directory_that_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         initialise(tiny_model(), tmp_path, CLASSES)
+
+
+def test_the_furthest_of_those_that_are_there(tmp_path: Path) -> None:
+    for step in (2, 6):
+        write_tiny(tmp_path / checkpoint_name(step), replace(META, step=step))
+    two, six, gone = (tmp_path / checkpoint_name(step) for step in (2, 6, 8))
+    assert furthest(two, six) == furthest(six, two) == furthest(six, gone) == six
+    assert furthest(None, two) == furthest(gone, two) == two
+    assert furthest(None, None) is None and furthest(gone) is None
+    again = tmp_path / "again"
+    write_tiny(again, replace(META, step=6))
+    assert furthest(six, again) == six and furthest(again, six) == again  # the first of equals

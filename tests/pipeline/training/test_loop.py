@@ -6,16 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import META, tiny_model, tiny_run
+from tiny_training import META, tiny_config, tiny_model, tiny_run
 
+from model.build import build_model
+from model.config import Norm
 from model.mask_rcnn import MaskRCNN
 from model.types import Batch
 from pipeline.config import OptimConfig, RunConfig
 from pipeline.configure import to_yaml
-from pipeline.data.augment import Geometry
-from pipeline.data.collate import Collator
-from pipeline.data.shards import load_index, read_rows, shard_name
-from pipeline.training.loop import Job, _Loop
+from pipeline.data.augment import plain_recipe
+from pipeline.data.collate import Work, collate
+from pipeline.data.ledger import LedgerWriter, next_attempt, read_ledger
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.shards import load_index, to_records
+from pipeline.training.loop import Job, NotFiniteError, _Loop
 from pipeline.training.optim import make_sgd, peak_lr
 
 
@@ -27,11 +31,15 @@ class Events(list[dict[str, Any]]):
 
 @pytest.fixture(scope="module")
 def batch(shapes: Path) -> Batch:
-    index = load_index(shapes / "train").slice(0, 2).to_pylist()
-    records = [read_rows(shapes / "train" / shard_name(r["shard"]), r["row_group"], [r["row"]])[0] for r in index]
-    geometries = [Geometry(r["height"], r["width"], r["height"], r["width"], False) for r in records]
-    (made,) = Collator(1, 0, 32, "crop", lambda *_: None)([(records, geometries)])
-    return made
+    records = to_records(read_rows(shapes / "train", load_index(shapes / "train").slice(0, 2)))
+    work = [Work(r, plain_recipe(r["height"], r["width"], min(r["height"], r["width"]), 999)) for r in records]
+    return collate(work, 32, "crop", None, lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def make_loop(model: MaskRCNN | None = None, rank: int = 0, **changes: Any) -> tuple[_Loop, Events]:
@@ -41,8 +49,9 @@ def make_loop(model: MaskRCNN | None = None, rank: int = 0, **changes: Any) -> t
     )
     model, events = model or tiny_model(), Events()
     model.train()
-    job = Job(to_yaml(config), "", META, 1, events)  # type: ignore[arg-type]
-    return _Loop(config, job, model, make_sgd(model, optim), torch.device("cpu"), rank, 1), events
+    job = Job(to_yaml(config), "", META, 1, 0.0, events, None)  # type: ignore[arg-type]
+    ledger = LedgerWriter(Path(), next_attempt(Path()), 0, rank, 1)
+    return _Loop(config, job, model, make_sgd(model, optim), torch.device("cpu"), rank, 1, ledger), events
 
 
 def numbers(losses: dict[str, torch.Tensor] | None) -> dict[str, float]:
@@ -127,6 +136,61 @@ def test_too_many_such_steps_in_a_row_end_the_run(batch: Batch) -> None:
         loop.model.box.scores.bias[0] = float("inf")
     assert loop.step(0, batch) is None and loop.step(1, batch) is None
     message = r"not finite for 3 steps in a row \(to step 2\); losses of rank 0: .*; lower optim\.lr, lengthen"
-    with pytest.raises(FloatingPointError, match=message):
+    with pytest.raises(NotFiniteError, match=message):
         loop.step(2, batch)
     assert [event["step"] for event in events] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("norm", ["bn", "sync_bn", "gn", "frozen_bn"])
+def test_running_statistics_survive_a_step_that_is_not_finite(batch: Batch, norm: Norm) -> None:
+    config = tiny_config()
+    torch.manual_seed(0)
+    model = build_model(replace(config, trunk=replace(config.trunk, norm=norm, freeze_stages=0)))
+    loop, _ = make_loop(model)
+    buffers = dict(model.named_buffers())
+    moves = {name for name in buffers if name.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    at_first = {name: value.clone() for name, value in buffers.items()}
+    assert loop.step(0, batch) is not None
+    before = {name: value.clone() for name, value in buffers.items()}
+    changed = {name for name in buffers if not torch.equal(before[name], at_first[name])}
+    assert changed == (moves if norm in ("bn", "sync_bn") else set())
+    with torch.no_grad():
+        model.box.scores.bias[0] = float("nan")
+    assert loop.step(1, batch) is None  # its forward pass went through the trunk before that was known
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+
+
+def test_each_step_is_in_the_ledger_also_one_that_changed_nothing(
+    batch: Batch, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, _ = make_loop(steps=3, checkpoint_every_steps=3)
+    steps = loop.step
+    saved: list[int] = []
+    monkeypatch.setattr(loop, "_checkpoint", saved.append)
+
+    def step(number: int, given: Batch) -> dict[str, torch.Tensor] | None:
+        (attempt,) = read_ledger(run_dir)
+        assert attempt.end == number  # those before are written, this one is not
+        return None if number == 1 else steps(number, given)
+
+    monkeypatch.setattr(loop, "step", step)
+    loop.run(0, iter([batch] * 3))
+    (attempt,) = read_ledger(run_dir)
+    (lines,) = attempt.lines
+    assert [line.skipped for line in lines.values()] == [False, True, False]
+    assert all(line.samples == tuple(batch.sample_ids.tolist()) for line in lines.values())
+    assert saved == [3]
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_features_that_are_not_finite_skip_the_step_too(batch: Batch, value: float, sampling_ratio: int) -> None:
+    config = tiny_config()
+    torch.manual_seed(0)
+    model = build_model(replace(config, roi=replace(config.roi, sampling_ratio=sampling_ratio)))
+    loop, events = make_loop(model)
+    with torch.no_grad():
+        model.trunk.body.conv1.weight[0, 0, 0, 0] = value
+        model.rpn.conv.weight[0, 0, 0, 0] = value
+    assert loop.step(0, batch) is None
+    assert [event["kind"] for event in events] == ["bad_step"]

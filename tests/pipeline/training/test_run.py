@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_training import CLASSES, META, stepped, tiny_config, untouched_model, write_tiny
@@ -95,6 +96,42 @@ def test_other_classes_in_val(
         prepare(replace(config, data=replace(config.data, val=val)), "x")
 
 
+def test_held_out_data_without_an_image(config: RunConfig, shapes: Path, tmp_path: Path) -> None:
+    val = copied(shapes / "val", tmp_path / "val", lambda m: m.update(counts=dict.fromkeys(m["counts"], 0), shards=[]))
+    with pytest.raises(DataError, match=r"data\.val, .*/val, holds no image to evaluate on; look at the summary"):
+        prepare(replace(config, data=replace(config.data, val=val)), "x")
+
+
+def test_data_without_an_image_to_train_on(config: RunConfig, shapes: Path, tmp_path: Path) -> None:
+    train = copied(shapes / "train", tmp_path / "train", lambda m: None)
+    path = Path(train) / "index.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(DataError, match="no image to train on"):
+        prepare(replace(config, data=replace(config.data, train=train)), "x")
+
+
+def test_several_data_sets_are_one(config: RunConfig, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shapes)
+    mixed = replace(config, data=replace(config.data, train=("train", "val"), mix_weights=(1.0, 2.0)))
+    run = prepare(mixed, "x")
+    assert run.config.data.train == (str(shapes / "train"), str(shapes / "val"))
+    one, other = load_manifest(shapes / "train"), load_manifest(shapes / "val")
+    assert run.manifest.images == 24 + 8
+    assert run.manifest.counts == {key: one.counts[key] + other.counts[key] for key in one.counts}
+    assert run.manifest.fingerprint not in (one.fingerprint, other.fingerprint)
+    turned = replace(mixed.data, train=("val", "train"))
+    assert prepare(replace(mixed, data=turned), "x").manifest.fingerprint != run.manifest.fingerprint
+    assert prepare(replace(config, data=replace(config.data, train=("train",))), "x").manifest == one
+
+
+def test_data_sets_of_a_mixture_with_other_classes(config: RunConfig, shapes: Path, tmp_path: Path) -> None:
+    other = copied(shapes / "val", tmp_path / "other", lambda m: m.update(class_names=[*m["class_names"][:-1], "gnu"]))
+    data = replace(config.data, train=(str(shapes / "train"), other))
+    message = r"the data sets of data\.train have different classes: .*/train only\), gnu \(.*/other only\); shard all"
+    with pytest.raises(ConfigError, match=message):
+        prepare(replace(config, data=data), "x")
+
+
 def test_a_wrong_number_of_classes(config: RunConfig) -> None:
     with pytest.raises(
         ConfigError, match=r"model\.classes is 80, .*train has 8; leave it null to take the data's number"
@@ -142,7 +179,15 @@ def test_weights_to_start_from_may_be_gone_when_a_run_continues(config: RunConfi
         (lambda c: replace(c, train=replace(c.train, batch_images=8)), r"train\.batch_images: 4 before, 8 now"),
         (lambda c: replace(c, train=replace(c.train, seed=4)), r"train\.seed: 3 before, 4 now"),
         (lambda c: replace(c, data=replace(c.data, drop_empty=False)), r"data\.drop_empty: True before, False now"),
-        (lambda c: replace(c, data=replace(c.data, window_groups=9)), r"data\.window_groups: 256 before, 9 now"),
+        (
+            lambda c: replace(c, data=replace(c.data, repeat_threshold=0.1)),
+            r"data\.repeat_threshold: None before, 0\.1",
+        ),
+        (
+            lambda c: replace(c, data=replace(c.data, mix_weights=(1.0,))),
+            r"data\.mix_weights: None before, \(1\.0,\) now",
+        ),
+        (lambda c: replace(c, data=replace(c.data, window_groups=9)), r"data\.window_groups: 512 before, 9 now"),
         (lambda c: replace(c, data=replace(c.data, aspect_buckets=1)), r"data\.aspect_buckets: 2 before, 1 now"),
         (lambda c: replace(c, model=replace(c.model, roi=replace(c.model.roi, aligned=False))), "model"),
         (lambda c: replace(c, model=replace(c.model, mask=None)), "model"),

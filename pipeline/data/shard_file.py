@@ -1,0 +1,121 @@
+"""One shard: samples -> the bytes of a Parquet file, and a row of the index for each sample.
+
+Encoded pictures are stored as they are (no compression, no dictionary, plain values), so each lies in one piece in the
+file, and the index says where: a reader takes single pictures by their range of bytes. Everything else is small and
+compressed.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.manifest import COUNTS
+from pipeline.data.records import SCHEMA, Record
+from pipeline.data.source import Sample
+
+_STORED_AS_IS = ("semantic", "image")  # compressed by their own formats
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard before it lies anywhere."""
+
+    content: pa.Buffer
+    index: list[_Row]  # of INDEX_SCHEMA
+    counts: dict[str, int]  # COUNTS
+
+
+def encode_shard(samples: Iterable[Sample], number: int, rows_per_group: int) -> ShardFile | None:
+    """A shard of some samples; None where there are none. Holds the whole file in memory."""
+    index: list[_Row] = []
+    counts = dict.fromkeys(COUNTS, 0)
+    group: list[Record] = []
+    groups = 0
+    sink = pa.BufferOutputStream()
+    compression = {_leaf(field): "none" if field.name in _STORED_AS_IS else "zstd" for field in SCHEMA}
+    with pq.ParquetWriter(
+        sink, SCHEMA, compression=compression, use_dictionary=False, write_statistics=False, data_page_version="1.0"
+    ) as writer:
+        for sample in samples:
+            index.append(_index_row(sample.record, number, groups, len(group)))
+            _count(sample, counts)
+            group.append(sample.record)
+            if len(group) == rows_per_group:
+                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+                groups, group = groups + 1, []
+        if group:
+            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+    if not index:
+        return None
+    content = sink.getvalue()
+    for row, offset in zip(index, picture_offsets(content), strict=True):
+        row["offset"] = offset
+    return ShardFile(content, index, counts)
+
+
+def picture_offsets(content: pa.Buffer) -> Iterator[int]:
+    """Where each picture of a shard begins in its file.
+
+    A value of a plain column is its length in 4 bytes, little-endian, then its bytes; between values there may be the
+    header of a page. So each picture is looked for after the one before it, and compared as a whole.
+    """
+    column = SCHEMA.get_field_index("image")
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        leaf = next(i for i in range(file.metadata.num_columns) if file.schema.column(i).path == SCHEMA.names[column])
+        for group in range(file.num_row_groups):
+            place = file.metadata.row_group(group).column(leaf)
+            start = place.data_page_offset
+            chunk = content.slice(start, place.total_compressed_size).to_pybytes()
+            position = 0
+            for value in file.read_row_group(group, columns=["image"], use_threads=False)["image"]:
+                picture = value.as_py()
+                begin = len(picture).to_bytes(4, "little") + picture[:16]
+                at = chunk.find(begin, position)
+                while at >= 0 and chunk[at + 4 : at + 4 + len(picture)] != picture:
+                    at = chunk.find(begin, at + 1)
+                assert at >= 0, "a picture does not lie in its shard as it is: Parquet has stored it otherwise"
+                yield start + at + 4
+                position = at + 4 + len(picture)
+
+
+def _leaf(field: pa.Field) -> str:
+    """Parquet's path of a column's values."""
+    path, kind = field.name, field.type
+    while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        path, kind = f"{path}.list.element", kind.value_type
+    return str(path)
+
+
+def _index_row(record: Record, shard: int, row_group: int, row: int) -> _Row:
+    crowd = sum(record["crowd"])
+    return {
+        "sample_id": record["sample_id"],
+        "shard": shard,
+        "row_group": row_group,
+        "row": row,
+        "height": record["height"],
+        "width": record["width"],
+        "instances": len(record["crowd"]) - crowd,
+        "crowd": crowd,
+        "keypoints": sum(
+            visibility > 0
+            for points, is_crowd in zip(record["keypoints"], record["crowd"], strict=True)
+            if not is_crowd
+            for visibility in points[2::3]
+        ),
+        "classes": sorted({c for c, is_crowd in zip(record["classes"], record["crowd"], strict=True) if not is_crowd}),
+        "bytes": len(record["image"]),
+    }
+
+
+def _count(sample: Sample, counts: dict[str, int]) -> None:
+    crowd = sum(sample.record["crowd"])
+    counts["images"] += 1
+    counts["instances"] += len(sample.record["crowd"]) - crowd
+    counts["crowd"] += crowd
+    counts["empty"] += not sample.record["crowd"]
+    counts["grayscale"] += sample.grayscale
