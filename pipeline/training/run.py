@@ -20,7 +20,6 @@ from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, to_yaml
 from pipeline.data.mixture import class_difference, join_manifests, locations
 from pipeline.data.plan import plan_of
-from pipeline.data.quarantine import DataError
 from pipeline.data.shards import Manifest, load_manifest
 from pipeline.data.storage import Storage
 from pipeline.errors import UserError
@@ -64,11 +63,6 @@ def prepare(config: RunConfig, default_name: str) -> Run:
             "data.train and data.val have different classes: "
             f"{class_difference(manifest.class_names, held_out.class_names, ('train', 'val'))}; "
             "shard both from annotation files with the same categories"
-        )
-    if not held_out.images:
-        raise DataError(
-            f"data.val, {val}, holds no image to evaluate on; look at the summary that `maskrcnn shard` printed, and "
-            "check that its annotation file lists images"
         )
     classes = len(manifest.class_names)
     if config.model.classes not in (None, classes):

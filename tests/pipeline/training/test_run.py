@@ -96,12 +96,6 @@ def test_other_classes_in_val(
         prepare(replace(config, data=replace(config.data, val=val)), "x")
 
 
-def test_held_out_data_without_an_image(config: RunConfig, shapes: Path, tmp_path: Path) -> None:
-    val = copied(shapes / "val", tmp_path / "val", lambda m: m.update(counts=dict.fromkeys(m["counts"], 0), shards=[]))
-    with pytest.raises(DataError, match=r"data\.val, .*/val, holds no image to evaluate on; look at the summary"):
-        prepare(replace(config, data=replace(config.data, val=val)), "x")
-
-
 def test_data_without_an_image_to_train_on(config: RunConfig, shapes: Path, tmp_path: Path) -> None:
     train = copied(shapes / "train", tmp_path / "train", lambda m: None)
     path = Path(train) / "index.parquet"
