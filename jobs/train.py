@@ -58,7 +58,7 @@ def _introduce(run: Run, layout: Layout) -> None:
         f"{len(run.manifest.class_names)} classes ({counts['empty']} images without annotations, "
         f"{counts['crowd']} crowd regions, {counts['quarantined_images']} images and "
         f"{counts['quarantined_annotations']} annotations in quarantine)",
-        f"model       Mask R-CNN, {config.model.trunk.depth} FPN-{config.model.trunk.fpn_channels}",
+        f"model       Mask R-CNN, {config.model.trunk.body}-{config.model.trunk.neck.upper()}",
         f"workers     {layout.workers} x {where}, {config.train.batch_images // layout.workers} images each, "
         f"{config.train.precision}, peak lr {peak_lr(config.optim, config.train.batch_images):g}",
     )

@@ -11,7 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 from model.config import BoxConfig
-from model.ops.boxes import clip_boxes, decode_boxes, encode_boxes, smooth_l1
+from model.heads.conv_stack import ConvStack
+from model.ops.boxes import clip_boxes, decode_boxes, encode_boxes, giou_loss, smooth_l1
+from model.ops.soft_nms import soft_nms
 from model.types import Losses
 
 
@@ -20,15 +22,17 @@ class BoxHead(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, channels: int, classes: int, config: BoxConfig) -> None:
+    def __init__(self, channels: int, side: int, classes: int, config: BoxConfig) -> None:
         super().__init__()
         self.config = config
         self.classes = classes
         self.register_buffer("weights", torch.tensor(config.weights), False)
-        widths = [channels * config.roi_size**2] + [config.hidden] * config.layers
+        self.convs = ConvStack(channels, config.conv_channels, config.convs, config.norm)
+        cells = 1 if config.average else side**2
+        widths = [self.convs.channels * cells] + [config.hidden] * config.layers
         self.fc = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.scores = nn.Linear(widths[-1], classes + 1)
-        self.deltas = nn.Linear(widths[-1], classes * 4)
+        self.deltas = nn.Linear(widths[-1], 4 if config.class_agnostic else classes * 4)
         for layer in self.fc:
             nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -38,11 +42,12 @@ class BoxHead(nn.Module):
         nn.init.zeros_(self.deltas.bias)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """crops [R, C, P, P] -> logits float32 [R, K + 1], deltas float32 [R, K, 4]."""
-        x = crops.flatten(1)
+        """crops [R, C, P, P] -> logits float32 [R, K + 1], deltas float32 [R, K, 4] ([R, 1, 4] class-agnostic)."""
+        x = self.convs(crops)
+        x = x.mean((2, 3)) if self.config.average else x.flatten(1)
         for layer in self.fc:
             x = F.relu(layer(x), inplace=True)
-        return self.scores(x).float(), self.deltas(x).float().reshape(-1, self.classes, 4)
+        return self.scores(x).float(), self.deltas(x).float().reshape(len(x), -1, 4)
 
     def losses(
         self, logits: Tensor, deltas: Tensor, rois: Tensor, classes: Tensor, truth: Tensor, valid: Tensor
@@ -51,7 +56,7 @@ class BoxHead(nn.Module):
 
         Args:
             logits: [R, K + 1].
-            deltas: [R, K, 4].
+            deltas: [R, K, 4], or [R, 1, 4] class-agnostic.
             rois: [R, 4] xyxy.
             classes: int64 [R], 0 for background.
             truth: [R, 4], the ground-truth box a positive RoI answers for.
@@ -59,40 +64,64 @@ class BoxHead(nn.Module):
         """
         positive = valid & (classes > 0)
         safe = torch.where(positive[:, None], rois, _unit(rois))
-        target = encode_boxes(torch.where(positive[:, None], truth, safe), safe, self.weights)
-        own = (classes - 1).clamp(min=0)[:, None, None].expand(-1, 1, 4)
-        distance = smooth_l1(deltas.gather(1, own)[:, 0], target, self.config.box_beta)
+        wanted = torch.where(positive[:, None], truth, safe)
+        if self.config.class_agnostic:
+            own = deltas[:, 0]
+        else:
+            own = deltas.gather(1, (classes - 1).clamp(min=0)[:, None, None].expand(-1, 1, 4))[:, 0]
+        if self.config.box_loss == "giou":
+            # A GIoU is one number a box, L1 a sum of four: no factor makes up for it, the weight of the loss does.
+            distance = giou_loss(decode_boxes(own, safe, self.weights), wanted)
+        else:
+            distance = smooth_l1(own, encode_boxes(wanted, safe, self.weights), self.config.box_beta).sum(1)
         count = valid.sum().clamp(min=1)
         return {
-            "box/class": (F.cross_entropy(logits, classes, reduction="none") * valid).sum() / count,
-            "box/box": (distance * positive[:, None]).sum() / count,
+            "box/class": (self._class_loss(logits, classes) * valid).sum() / count,
+            "box/box": (distance * positive).sum() / count,
         }
+
+    def _class_loss(self, logits: Tensor, classes: Tensor) -> Tensor:
+        entropy = F.cross_entropy(logits, classes, reduction="none")
+        if self.config.focal_gamma == 0:
+            return entropy
+        return (1 - torch.exp(-entropy)) ** self.config.focal_gamma * entropy  # Lin et al. 2017 eq. 4
+
+    @torch.no_grad()
+    def refine(self, deltas: Tensor, rois: Tensor) -> Tensor:
+        """Boxes [R, K, 4] ([R, 1, 4] class-agnostic) that deltas of that shape make of RoIs [R, 4]."""
+        return decode_boxes(deltas, rois[:, None], self.weights)
 
     @torch.no_grad()
     def detect(
-        self, logits: Tensor, deltas: Tensor, rois: Tensor, valid: Tensor, sizes: Tensor
+        self, probabilities: Tensor, boxes: Tensor, valid: Tensor, sizes: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Boxes [N, 4], scores [N] and classes [N] of each image, best first: threshold, NMS a class, the best 100.
 
         Args:
-            logits: [B, P, K + 1].
-            deltas: [B, P, K, 4].
-            rois: [B, P, 4] xyxy.
+            probabilities: [B, P, K + 1], background first.
+            boxes: [B, P, K, 4] xyxy, or [B, P, 1, 4] class-agnostic.
             valid: bool [B, P].
             sizes: int64 [B, 2] (height, width) before padding.
         """
         config = self.config
-        probabilities = logits.softmax(-1)[..., 1:]  # [B, P, K]
-        boxes = clip_boxes(decode_boxes(deltas, rois[:, :, None], self.weights), sizes)  # [B, P, K, 4]
+        probabilities = probabilities[..., 1:]
+        boxes = clip_boxes(boxes, sizes).expand(-1, -1, self.classes, 4)  # [B, P, K, 4]
         smallest = (boxes[..., 2:] - boxes[..., :2]).amin(-1)
         large = smallest >= config.min_size_px if config.min_size_px > 0 else smallest > 0
         candidates = (probabilities > config.score_threshold) & large & valid[..., None]
         detections = []
-        for image in range(len(rois)):  # prediction may wait for the device: its output has no fixed shape
+        for image in range(len(boxes)):  # prediction may wait for the device: its output has no fixed shape
             proposal, own = candidates[image].nonzero(as_tuple=True)
             found, scores = boxes[image, proposal, own], probabilities[image, proposal, own]
-            keep = torchvision.ops.batched_nms(found, scores, own, config.nms_iou)[: config.detections_per_image]
-            detections.append((found[keep], scores[keep], own[keep] + 1))
+            if config.nms == "hard":
+                keep = torchvision.ops.batched_nms(found, scores, own, config.nms_iou)[: config.detections_per_image]
+                scores = scores[keep]
+            else:
+                sigma = config.soft_sigma if config.nms == "soft_gaussian" else None
+                keep, scores = soft_nms(
+                    found, scores, own, config.nms_iou, sigma, config.score_threshold, config.detections_per_image
+                )
+            detections.append((found[keep], scores, own[keep] + 1))
         return detections
 
 

@@ -1,4 +1,4 @@
-"""Mask head: a small fully convolutional network on every RoI (Mask R-CNN figure 4, right)."""
+"""Mask head: a small network on every RoI, fully convolutional or not (Mask R-CNN figure 4, table 2e)."""
 
 from itertools import pairwise
 
@@ -6,38 +6,75 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MaskConfig
+from model.heads.conv_stack import ConvStack
 from model.heads.mask_scheme import MaskScheme
 from model.types import Losses
 
 
-class MaskHead(nn.Module):
-    """Crops -> mask logits at twice the crop's size. Legend: R RoIs, K classes, m mask side."""
+class FCN(nn.Module):
+    """Convolutions keep the layout of the crop; each deconvolution doubles its side."""
 
-    def __init__(self, channels: int, classes: int, config: MaskConfig, scheme: MaskScheme) -> None:
+    def __init__(self, channels: int, side: int, masks: int, config: MaskConfig) -> None:
         super().__init__()
-        self.config = config
-        self.scheme = scheme
-        widths = [channels] + [config.channels] * config.convs
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
-        self.deconv = nn.ConvTranspose2d(widths[-1], config.channels, 2, 2)
-        self.predictor = nn.Conv2d(config.channels, scheme.channels(classes), 1)
-        for layer in [*self.convs, self.deconv]:
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        self.size = side * 2**config.deconvs
+        self.convs = ConvStack(channels, config.channels, config.convs, config.norm)
+        widths = [self.convs.channels] + [config.channels] * config.deconvs
+        self.deconvs = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in pairwise(widths))
+        self.predictor = nn.Conv2d(widths[-1], masks, 1)
+        for layer in self.deconvs:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """crops [R, C, P, P] -> logits [R, masks, m, m]."""
+        x = self.convs(crops)
+        for deconv in self.deconvs:
+            x = F.relu(deconv(x), inplace=True)
+        return self.predictor(x)  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """Fully connected layers, which know nothing of the crop's layout (Mask R-CNN table 2e)."""
+
+    def __init__(self, channels: int, side: int, masks: int, config: MaskConfig) -> None:
+        super().__init__()
+        self.size = config.mlp_size
+        widths = [channels * side**2] + [config.hidden] * config.layers
+        self.fc = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.predictor = nn.Linear(widths[-1], masks * self.size**2)
+        for layer in self.fc:
+            nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        nn.init.zeros_(self.predictor.bias)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """crops [R, C, P, P] -> logits [R, masks, m, m]."""
+        x = crops.flatten(1)
+        for layer in self.fc:
+            x = F.relu(layer(x), inplace=True)
+        return self.predictor(x).reshape(len(x), -1, self.size, self.size)  # type: ignore[no-any-return]
+
+
+class MaskHead(nn.Module):
+    """Crops -> mask logits. Legend: R RoIs, K classes, m mask side."""
+
+    def __init__(self, layers: FCN | MLP, config: MaskConfig, scheme: MaskScheme) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = layers
+        self.scheme = scheme
 
     @property
     def size(self) -> int:
         """Mask side m."""
-        return 2 * self.config.roi_size
+        return self.layers.size
 
     def forward(self, crops: Tensor) -> Tensor:
-        """crops [R, C, P, P] -> logits float32 [R, channels of the scheme, 2P, 2P]."""
-        x = crops
-        for conv in self.convs:
-            x = F.relu(conv(x), inplace=True)
-        return self.predictor(F.relu(self.deconv(x), inplace=True)).float()  # type: ignore[no-any-return]
+        """crops [R, C, P, P] -> logits float32 [R, channels of the scheme, m, m]."""
+        return self.layers(crops).float()  # type: ignore[no-any-return]
 
     def losses(self, logits: Tensor, classes: Tensor, target: Tensor, positive: Tensor) -> Losses:
         """Mean over the pixels of positive RoIs. classes int64 [R], target [R, m, m], positive bool [R]."""

@@ -3,6 +3,8 @@
 Legend: B images, L levels, A anchors an image over all levels (A_l on one level), P proposals, G ground-truth slots.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,8 +15,16 @@ from model.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes, smo
 from model.ops.matching import match
 from model.ops.nms import nms_keep
 from model.ops.sampling import gather_slots, sample_slots
-from model.trunks.fpn import Pyramid
+from model.trunks.trunk import Pyramid
 from model.types import Losses, Targets
+
+
+class Proposals(NamedTuple):
+    """Boxes to look at, best first."""
+
+    boxes: Tensor  # float32 [B, P, 4] xyxy, pixels of the input
+    logits: Tensor  # float32 [B, P], objectness
+    real: Tensor  # bool [B, P], the rest fills up the slots
 
 
 class RPN(nn.Module):
@@ -23,15 +33,17 @@ class RPN(nn.Module):
     cells: Tensor
     weights: Tensor
 
-    def __init__(self, channels: int, config: RPNConfig) -> None:
+    def __init__(self, channels: int, levels: int, config: RPNConfig) -> None:
         super().__init__()
         self.config = config
         anchors = config.anchors
-        self.register_buffer("cells", cell_anchors(anchors.sizes_px, anchors.ratios, anchors.rounded), False)
+        cells = cell_anchors(anchors.sizes_px, anchors.ratios, anchors.rounded)
+        cells = cells.reshape(levels, -1, 4)  # [L, anchors a cell, 4]
+        self.register_buffer("cells", cells, False)
         self.register_buffer("weights", torch.ones(4), False)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, len(anchors.ratios), 1)
-        self.deltas = nn.Conv2d(channels, 4 * len(anchors.ratios), 1)
+        self.objectness = nn.Conv2d(channels, cells.shape[1], 1)
+        self.deltas = nn.Conv2d(channels, 4 * cells.shape[1], 1)
         for conv in (self.conv, self.objectness, self.deltas):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
@@ -57,8 +69,8 @@ class RPN(nn.Module):
     @torch.no_grad()
     def propose(
         self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The best boxes after NMS: [B, P, 4] in pixels of the input, best first, and which slots are real [B, P]."""
+    ) -> Proposals:
+        """The best boxes after NMS inside images of `sizes` int64 [B, 2] (height, width)."""
         config = self.config
         pre_nms, post_nms = (
             (config.pre_nms_train, config.post_nms_train)
@@ -85,7 +97,7 @@ class RPN(nn.Module):
         keep = nms_keep(padded_boxes.flatten(0, 1), padded_scores.flatten(0, 1), valid.flatten(0, 1), config.nms_iou)
         kept_scores = padded_scores.masked_fill(~keep.reshape(valid.shape), -torch.inf).reshape(images, -1)
         best, index = kept_scores.topk(min(post_nms, kept_scores.shape[1]), dim=1)
-        return gather_slots(padded_boxes.reshape(images, -1, 4), index), best > -torch.inf
+        return Proposals(gather_slots(padded_boxes.reshape(images, -1, 4), index), best, best > -torch.inf)
 
     def losses(
         self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], targets: Targets, noise: Tensor

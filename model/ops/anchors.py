@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def cell_anchors(sizes_px: Sequence[float], ratios: Sequence[float], rounded: bool) -> Tensor:
-    """Anchors [L, A, 4] around the origin, a size a level; ratio is height / width, the area stays size²."""
+    """Anchors [L, A, 4] around the origin, a size a level; ratio is height / width, the area stays size².
+
+    On a trunk of one level all sizes lie on it: reshape to [1, L * A, 4].
+    """
     ratio = torch.tensor(list(ratios), dtype=torch.float32)
     height = torch.sqrt(ratio)
     width = 1.0 / height

@@ -58,3 +58,16 @@ def smooth_l1(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
     if beta == 0:
         return difference
     return torch.where(difference < beta, 0.5 * difference**2 / beta, difference - 0.5 * beta)
+
+
+def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """1 - GIoU [...] of pairs of boxes [..., 4] (Rezatofighi et al. 2019); 0 for equal boxes, up to 2."""
+    low = torch.maximum(boxes[..., :2], targets[..., :2])
+    high = torch.minimum(boxes[..., 2:], targets[..., 2:])
+    sides = (high - low).clamp(min=0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = box_area(boxes) + box_area(targets) - intersection
+    hull = torch.maximum(boxes[..., 2:], targets[..., 2:]) - torch.minimum(boxes[..., :2], targets[..., :2])
+    around = hull[..., 0] * hull[..., 1]
+    tiny = 1e-7  # px²: two empty boxes
+    return 1 - intersection / (union + tiny) + (around - union) / (around + tiny)

@@ -1,21 +1,37 @@
-"""ResNet (He et al. 2016) with the parameter names of torchvision, so that its ImageNet weights load by name."""
+"""ResNet (He et al. 2016) and ResNeXt (Xie et al. 2017) with the parameter names of torchvision, so that its ImageNet
+weights load by name.
+"""
 
 from collections import OrderedDict
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import Depth, Norm, StrideIn, TrunkConfig
+from model.config import BodyName, Norm, StrideIn, TrunkConfig
 
-BLOCKS: dict[Depth, tuple[int, int, int, int]] = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
+
+class Shape(NamedTuple):
+    """What tells one of the family from another."""
+
+    blocks: tuple[int, int, int, int]  # of the four stages
+    bottleneck: bool = True  # 1x1-3x3-1x1 blocks, else 3x3-3x3
+    groups: int = 1  # of the 3x3 convolution (ResNeXt: its cardinality)
+    group_width: int = 64  # channels a group in the first stage
+
+
+SHAPES: dict[BodyName, Shape] = {
+    "resnet18": Shape((2, 2, 2, 2), bottleneck=False),
+    "resnet34": Shape((3, 4, 6, 3), bottleneck=False),
+    "resnet50": Shape((3, 4, 6, 3)),
+    "resnet101": Shape((3, 4, 23, 3)),
+    "resnet152": Shape((3, 8, 36, 3)),
+    "resnext50_32x4d": Shape((3, 4, 6, 3), groups=32, group_width=4),
+    "resnext101_32x8d": Shape((3, 4, 23, 3), groups=32, group_width=8),
+    "resnext101_64x4d": Shape((3, 4, 23, 3), groups=64, group_width=4),
 }
-BASIC: frozenset[Depth] = frozenset({"resnet18", "resnet34"})  # two 3x3 convolutions a block, no bottleneck
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -55,26 +71,30 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor)
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
-    return F.conv2d(x, conv.weight * scale[:, None, None, None], shift, conv.stride, conv.padding)
+    return F.conv2d(
+        x, conv.weight * scale[:, None, None, None], shift, conv.stride, conv.padding, conv.dilation, conv.groups
+    )
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 class Block(nn.Module):
-    """A residual block: 3x3-3x3 ("basic") or 1x1-3x3-1x1 ("bottleneck")."""
+    """A residual block: 3x3-3x3 ("basic") or 1x1-3x3-1x1 ("bottleneck"). `planes` is its width in a plain ResNet."""
 
-    def __init__(self, inputs: int, width: int, stride: int, basic: bool, config: TrunkConfig) -> None:
+    def __init__(self, inputs: int, planes: int, stride: int, shape: Shape, config: TrunkConfig) -> None:
         super().__init__()
-        outputs = width if basic else width * 4
+        basic = not shape.bottleneck
+        outputs = planes if basic else planes * 4
+        width = planes * shape.group_width * shape.groups // 64
         norm = partial(make_norm, config.norm, eps=config.norm_eps)
         if basic:
             self.conv1, self.conv2 = _conv(inputs, width, 3, stride), _conv(width, width, 3)
         else:
             first: StrideIn = "1x1"
             self.conv1 = _conv(inputs, width, 1, stride if config.stride_in == first else 1)
-            self.conv2 = _conv(width, width, 3, 1 if config.stride_in == first else stride)
+            self.conv2 = _conv(width, width, 3, 1 if config.stride_in == first else stride, shape.groups)
         self.bn1, self.bn2 = norm(channels=width), norm(channels=width)
         self.conv3 = None if basic else _conv(width, outputs, 1)
         self.bn3 = None if basic else norm(channels=outputs)
@@ -99,16 +119,16 @@ class ResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = make_norm(config.norm, 64, config.norm_eps)
-        basic = config.depth in BASIC
+        shape = SHAPES[config.body]
         inputs = 64
         self.channels: list[int] = []  # of the four stages
-        for stage, blocks in enumerate(BLOCKS[config.depth]):
-            width = 64 * 2**stage
+        for stage, blocks in enumerate(shape.blocks):
+            planes = 64 * 2**stage
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                layers[str(block)] = Block(inputs, width, stride, basic, config)
-                inputs = width if basic else width * 4
+                layers[str(block)] = Block(inputs, planes, stride, shape, config)
+                inputs = planes * 4 if shape.bottleneck else planes
             self.add_module(f"layer{stage + 1}", nn.Sequential(layers))
             self.channels.append(inputs)
         for module in self.modules():
@@ -132,12 +152,12 @@ class ResNet(nn.Module):
             self.stage(number).train(False)
         return self
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """images float [B, 3, H, W] -> C2..C5, [B, C, H / 4, W / 4] ... [B, C, H / 32, W / 32]."""
+    def forward(self, images: Tensor, stages: int = 4) -> list[Tensor]:
+        """images float [B, 3, H, W] -> C2..C5 at H / 4, H / 8, H / 16 and H / 32; or the first `stages` of them."""
         x = F.relu(conv_norm(self.conv1, self.bn1, images), inplace=True)
         x = F.max_pool2d(x, 3, 2, 1)
         features = []
-        for number in range(1, 5):
+        for number in range(1, stages + 1):
             x = self.stage(number)(x)
             features.append(x)
         return features

@@ -24,7 +24,7 @@ from model.config import (
 TORCHVISION_V1 = ModelConfig(
     classes=90,  # COCO's category ids 1..90, of which 80 occur
     input=InputConfig(),
-    trunk=TrunkConfig(depth="resnet50", norm="frozen_bn", stride_in="3x3", freeze_stages=2),
+    trunk=TrunkConfig(body="resnet50", norm="frozen_bn", stride_in="3x3", freeze_stages=2),
     rpn=RPNConfig(
         anchors=AnchorConfig(rounded=True, stride_from_grid=True),
         post_nms_train=2000,
@@ -58,13 +58,13 @@ _NAMES = (  # torchvision -> ours; the first that matches the start of a name
     (r"^roi_heads\.box_head\.fc7\.", r"box.fc.1."),
     (r"^roi_heads\.box_predictor\.cls_score\.", r"box.scores."),
     (r"^roi_heads\.box_predictor\.bbox_pred\.", r"box.deltas."),
-    (r"^roi_heads\.mask_head\.(\d)\.0\.", r"mask.convs.\1."),
-    (r"^roi_heads\.mask_head\.mask_fcn1\.", r"mask.convs.0."),  # files from before torchvision 0.13
-    (r"^roi_heads\.mask_head\.mask_fcn2\.", r"mask.convs.1."),
-    (r"^roi_heads\.mask_head\.mask_fcn3\.", r"mask.convs.2."),
-    (r"^roi_heads\.mask_head\.mask_fcn4\.", r"mask.convs.3."),
-    (r"^roi_heads\.mask_predictor\.conv5_mask\.", r"mask.deconv."),
-    (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", r"mask.predictor."),
+    (r"^roi_heads\.mask_head\.(\d)\.0\.", r"mask.layers.convs.conv.\1."),
+    (r"^roi_heads\.mask_head\.mask_fcn1\.", r"mask.layers.convs.conv.0."),  # files from before torchvision 0.13
+    (r"^roi_heads\.mask_head\.mask_fcn2\.", r"mask.layers.convs.conv.1."),
+    (r"^roi_heads\.mask_head\.mask_fcn3\.", r"mask.layers.convs.conv.2."),
+    (r"^roi_heads\.mask_head\.mask_fcn4\.", r"mask.layers.convs.conv.3."),
+    (r"^roi_heads\.mask_predictor\.conv5_mask\.", r"mask.layers.deconvs.0."),
+    (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", r"mask.layers.predictor."),
 )
 
 
@@ -88,7 +88,7 @@ def from_torchvision(state: Mapping[str, Tensor], classes: int) -> dict[str, Ten
 
 def _class_rows(name: str, value: Tensor, classes: int) -> Tensor:
     layer = name.rsplit(".", 1)[0]
-    per_class = {"box.scores": 1, "box.deltas": 4, "mask.predictor": 1}.get(layer)
+    per_class = {"box.scores": 1, "box.deltas": 4, "mask.layers.predictor": 1}.get(layer)
     if per_class is None:
         return value
     rows = value.reshape(-1, per_class, *value.shape[1:])

@@ -266,7 +266,7 @@ def test_mlflow_has_the_run(whole: Done) -> None:
     for task in TASKS:
         assert found.data.metrics[f"{task}/AR_100"] == pytest.approx(ap[task]["AR_100"])
     assert found.data.params["train.steps"] == str(STEPS)
-    assert found.data.params["model.trunk.depth"] == "resnet18"
+    assert found.data.params["model.trunk.body"] == "resnet18"
     assert found.data.params["model.classes"] == "8"
     meta = read_meta(whole.checkpoint)[1]
     assert meta.mlflow_run_id == found.info.run_id

@@ -40,7 +40,7 @@ def test_shapes_follow_the_config() -> None:
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
     assert shapes["box.fc.0.weight"] == [32, 16 * 7 * 7] and shapes["box.fc.1.weight"] == [32, 32]
     assert shapes["box.scores.weight"] == [CLASSES + 1, 32] and shapes["box.deltas.weight"] == [4 * CLASSES, 32]
-    assert shapes["mask.predictor.weight"] == [CLASSES, 16, 1, 1]
+    assert shapes["mask.layers.predictor.weight"] == [CLASSES, 16, 1, 1]
     assert shapes["rpn.objectness.weight"] == [3, 16, 1, 1] and shapes["rpn.deltas.weight"] == [12, 16, 1, 1]
 
 
@@ -65,10 +65,10 @@ def test_initialisation() -> None:
         model.rpn.deltas: 0.01,
         model.box.scores: 0.01,
         model.box.deltas: 0.001,
-        model.mask.predictor: 0.001,
+        model.mask.layers.predictor: 0.001,
         model.box.fc[0]: (256 * 7 * 7) ** -0.5,  # Caffe2's XavierFill: 1 / sqrt(fan in)
         model.box.fc[1]: 32**-0.5,
-        model.mask.convs[0]: (2 / (16 * 9)) ** 0.5,  # He, fan out
+        model.mask.layers.convs.conv[0]: (2 / (16 * 9)) ** 0.5,  # He, fan out
     }
     for layer, std in expected.items():
         assert isinstance(layer, nn.Conv2d | nn.Linear)

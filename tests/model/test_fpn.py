@@ -12,7 +12,7 @@ from model.trunks.fpn import FPN
 
 def pair(depth: str, channels: int) -> tuple[FPN, FeaturePyramidNetwork]:
     torch.manual_seed(0)
-    ours = FPN(TrunkConfig(depth, "gn", fpn_channels=channels), RoIConfig(sampling_ratio=2, aligned=False)).eval()
+    ours = FPN(TrunkConfig(depth, norm="gn", fpn_channels=channels), RoIConfig(sampling_ratio=2, aligned=False)).eval()
     theirs = FeaturePyramidNetwork(ours.body.channels, channels, LastLevelMaxPool())
     for index in range(4):
         for mine, block in ((ours.lateral, theirs.inner_blocks), (ours.output, theirs.layer_blocks)):

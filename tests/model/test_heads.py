@@ -9,7 +9,7 @@ from torchvision.models.detection._utils import Matcher
 
 from model.config import AnchorConfig, BoxConfig, MaskConfig, Normaliser, RPNConfig
 from model.heads.box import BoxHead
-from model.heads.mask import MaskHead
+from model.heads.mask import FCN, MaskHead
 from model.heads.mask_scheme import Independent
 from model.heads.rpn import RPN
 from model.ops.boxes import box_iou, encode_boxes
@@ -25,6 +25,11 @@ RPN_CONFIG = RPNConfig(
 )
 
 
+def make_mask_head(config: MaskConfig) -> MaskHead:
+    """For crops of 4 channels and 3 classes."""
+    return MaskHead(FCN(4, config.roi_size, 3, config), config, Independent())
+
+
 def boxes_in(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     corner = torch.rand(count, 2, generator=generator) * torch.tensor([width - 16.0, height - 16.0])
     side = torch.rand(count, 2, generator=generator) * 40 + 6
@@ -33,7 +38,7 @@ def boxes_in(count: int, height: int, width: int, generator: torch.Generator) ->
 
 def proposals_of(config: RPNConfig, seed: int) -> tuple[RPN, dict[int, Tensor]]:
     torch.manual_seed(seed)
-    rpn = RPN(6, config)
+    rpn = RPN(6, 5, config)
     for layer in (rpn.conv, rpn.objectness, rpn.deltas):
         torch.nn.init.normal_(layer.weight, std=0.2)
     return rpn, {level: torch.randn(3, 6, -(-64 // 2**level), -(-96 // 2**level)) for level in (2, 3, 4, 5, 6)}
@@ -88,7 +93,7 @@ def test_proposals_by_hand(training: bool, min_size: float) -> None:
         objectness, deltas = rpn(pyramid)
     anchors = rpn.anchors(pyramid, (64, 96))
     sizes = torch.tensor([[64, 96], [40, 90], [20, 11]])
-    boxes, valid = rpn.propose(objectness, deltas, anchors, sizes)
+    boxes, objectness_of, valid = rpn.propose(objectness, deltas, anchors, sizes)
     assert boxes.shape == (3, post, 4) and valid.shape == (3, post)
     for image, (height, width) in enumerate(sizes.tolist()):
         kept: list[tuple[float, Tensor]] = []
@@ -107,13 +112,14 @@ def test_proposals_by_hand(training: bool, min_size: float) -> None:
         if kept:
             expected = torch.stack([box for _, box in kept])
             torch.testing.assert_close(boxes[image, : len(kept)], expected, rtol=1e-4, atol=1e-3)
+            assert objectness_of[image, : len(kept)].tolist() == [score for score, _ in kept]
     assert min_size == 0 or not valid[2].any()  # no box is 12 pixels wide in an image of 11
 
 
 @pytest.mark.parametrize("beta", [0.0, 1 / 9])
 def test_box_losses_by_hand(beta: float) -> None:
     torch.manual_seed(0)
-    head = BoxHead(4, 3, BoxConfig(roi_size=2, hidden=8, box_beta=beta))
+    head = BoxHead(4, 2, 3, BoxConfig(roi_size=2, hidden=8, box_beta=beta))
     generator = torch.Generator().manual_seed(1)
     rois, truth = boxes_in(20, 60, 60, generator), boxes_in(20, 60, 60, generator)
     classes = torch.arange(20) % 4
@@ -142,7 +148,7 @@ def test_box_losses_by_hand(beta: float) -> None:
 
 
 def test_no_roi_at_all() -> None:
-    head = BoxHead(4, 3, BoxConfig(roi_size=2, hidden=8))
+    head = BoxHead(4, 2, 3, BoxConfig(roi_size=2, hidden=8))
     nobody, zeros = torch.zeros(6, dtype=torch.bool), torch.zeros(6, 4)
     losses = head.losses(
         torch.randn(6, 4), torch.randn(6, 3, 4), zeros, torch.zeros(6, dtype=torch.int64), zeros, nobody
@@ -152,14 +158,15 @@ def test_no_roi_at_all() -> None:
 
 def test_detections_by_hand() -> None:
     config = BoxConfig(roi_size=2, hidden=8, score_threshold=0.2, nms_iou=0.4, min_size_px=3.0, detections_per_image=12)
-    head = BoxHead(4, 3, config)
+    head = BoxHead(4, config.roi_size, 3, config)
     generator = torch.Generator().manual_seed(3)
     rois = boxes_in(80, 60, 70, generator).reshape(2, 40, 4)
     logits = torch.randn(2, 40, 4, generator=generator) * 2
     deltas = torch.randn(2, 40, 3, 4, generator=generator) * 2
     valid = torch.rand(2, 40, generator=generator) < 0.8
     sizes = torch.tensor([[60, 70], [30, 64]])
-    for image, (boxes, scores, classes) in enumerate(head.detect(logits, deltas, rois, valid, sizes)):
+    decoded = head.refine(deltas.flatten(0, 1), rois.flatten(0, 1)).reshape(2, 40, 3, 4)
+    for image, (boxes, scores, classes) in enumerate(head.detect(logits.softmax(-1), decoded, valid, sizes)):
         found: list[tuple[float, int, Tensor]] = []
         for k in (1, 2, 3):
             size = rois[image, :, 2:] - rois[image, :, :2]
@@ -181,7 +188,7 @@ def test_detections_by_hand() -> None:
 
 def test_mask_losses_by_hand() -> None:
     generator = torch.Generator().manual_seed(0)
-    head = MaskHead(4, 3, MaskConfig(roi_size=3, channels=4, convs=1), Independent())
+    head = make_mask_head(MaskConfig(roi_size=3, channels=4, convs=1))
     logits = torch.randn(8, 3, 6, 6, generator=generator).requires_grad_()
     target = (torch.rand(8, 6, 6, generator=generator) < 0.5).float()
     classes = torch.tensor([1, 3, 2, 0, 1, 0, 3, 2])
@@ -202,9 +209,9 @@ def test_mask_losses_by_hand() -> None:
 
 
 def test_head_shapes() -> None:
-    mask = MaskHead(4, 3, MaskConfig(roi_size=5, channels=6, convs=2), Independent())
+    mask = make_mask_head(MaskConfig(roi_size=5, channels=6, convs=2))
     assert mask(torch.randn(7, 4, 5, 5)).shape == (7, 3, 10, 10) and mask.size == 10
-    box = BoxHead(4, 3, BoxConfig(roi_size=5, hidden=8))
+    box = BoxHead(4, 5, 3, BoxConfig(roi_size=5, hidden=8))
     logits, deltas = box(torch.randn(7, 4, 5, 5))
     assert logits.shape == (7, 4) and deltas.shape == (7, 3, 4)
     assert box_iou(torch.zeros(0, 4), torch.zeros(3, 4)).shape == (0, 3)

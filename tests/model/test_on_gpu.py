@@ -32,7 +32,7 @@ def test_losses_and_gradients_are_the_same(sampling_ratio: int) -> None:
     torch.manual_seed(0)
     config = ModelConfig(
         classes=5,
-        trunk=TrunkConfig(depth="resnet18", norm="gn", freeze_stages=0, fpn_channels=64),
+        trunk=TrunkConfig(body="resnet18", norm="gn", freeze_stages=0, fpn_channels=64),
         rpn=RPNConfig(pre_nms_train=200, post_nms_train=100),
         roi=RoIConfig(batch_per_image=32, sampling_ratio=sampling_ratio),
         mask=MaskConfig(channels=32),
@@ -70,7 +70,7 @@ def test_losses_and_gradients_are_the_same(sampling_ratio: int) -> None:
 def test_the_loss_never_waits_for_the_device(sampling_ratio: int) -> None:
     config = ModelConfig(
         classes=5,
-        trunk=TrunkConfig(depth="resnet18", norm="gn", freeze_stages=0, fpn_channels=64),
+        trunk=TrunkConfig(body="resnet18", norm="gn", freeze_stages=0, fpn_channels=64),
         rpn=RPNConfig(pre_nms_train=200, post_nms_train=100),
         roi=RoIConfig(batch_per_image=32, sampling_ratio=sampling_ratio),
         mask=MaskConfig(channels=32),

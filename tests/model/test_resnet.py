@@ -7,14 +7,15 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 
-from model.config import Depth, Norm, TrunkConfig
-from model.trunks.resnet import BLOCKS, FrozenBatchNorm2d, ResNet, make_norm
+from model.config import BodyName, Norm, TrunkConfig
+from model.trunks.bodies import OTHERS
+from model.trunks.resnet import SHAPES, FrozenBatchNorm2d, ResNet, make_norm
 from model.weights.torchvision import load_matching
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-def reference(depth: Depth, seed: int = 0) -> nn.Module:
+def reference(depth: BodyName, seed: int = 0) -> nn.Module:
     """torchvision's classifier with batch norms that do something."""
     torch.manual_seed(seed)
     network = torchvision.models.get_model(depth, weights=None)
@@ -49,9 +50,9 @@ def assert_equal(got: list[Tensor], expected: list[Tensor]) -> None:
 @pytest.mark.parametrize("depth", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn"])
 @pytest.mark.parametrize("shape", [(64, 96), (75, 51)])
-def test_eval_equals_torchvision(depth: Depth, norm: Norm, shape: tuple[int, int]) -> None:
+def test_eval_equals_torchvision(depth: BodyName, norm: Norm, shape: tuple[int, int]) -> None:
     network = reference(depth).eval()
-    body = ours(network, TrunkConfig(depth, norm)).eval()
+    body = ours(network, TrunkConfig(depth, norm=norm)).eval()
     images = torch.randn(2, 3, *shape)
     with torch.no_grad():
         got, expected = body(images), features(network, images)
@@ -64,9 +65,9 @@ def test_eval_equals_torchvision(depth: Depth, norm: Norm, shape: tuple[int, int
 
 
 @pytest.mark.parametrize("depth", ["resnet18", "resnet50"])
-def test_train_equals_torchvision(depth: Depth) -> None:
+def test_train_equals_torchvision(depth: BodyName) -> None:
     network = reference(depth).train()
-    body = ours(network, TrunkConfig(depth, "bn", freeze_stages=0)).train()
+    body = ours(network, TrunkConfig(depth, norm="bn", freeze_stages=0)).train()
     images = torch.randn(3, 3, 64, 64)
     got, expected = body(images), features(network, images)
     assert_equal(got, expected)
@@ -83,7 +84,9 @@ def test_train_equals_torchvision(depth: Depth) -> None:
 
 def test_gradients_through_folded_norms() -> None:
     network = reference("resnet18").eval()
-    body = ours(network, TrunkConfig("resnet18", "bn", freeze_stages=0)).eval()  # affine parameters train in eval too
+    body = ours(
+        network, TrunkConfig("resnet18", norm="bn", freeze_stages=0)
+    ).eval()  # affine parameters train in eval too
     images = torch.randn(1, 3, 64, 64)
     got, expected = body(images)[3], features(network, images)[3]
     (got * expected.detach()).mean().backward(), (expected * expected.detach()).mean().backward()
@@ -108,10 +111,10 @@ def test_stride_in_the_first_convolution() -> None:
     assert (other[1] - got[1]).abs().max() > 0.1 * got[1].abs().max()
 
 
-@pytest.mark.parametrize("depth", get_args(Depth))
-def test_names_and_shapes_are_torchvisions(depth: Depth) -> None:
+@pytest.mark.parametrize("depth", list(SHAPES))
+def test_names_and_shapes_are_torchvisions(depth: BodyName) -> None:
     with torch.device("meta"):
-        body = ResNet(TrunkConfig(depth, "bn"))
+        body = ResNet(TrunkConfig(depth, norm="bn"))
         theirs = torchvision.models.get_model(depth, weights=None)
     shapes = {name: value.shape for name, value in body.state_dict().items()}
     expected = {name: value.shape for name, value in theirs.state_dict().items() if not name.startswith("fc.")}
@@ -119,7 +122,7 @@ def test_names_and_shapes_are_torchvisions(depth: Depth) -> None:
 
 
 def test_every_depth_of_the_config_is_there() -> None:
-    assert set(BLOCKS) == set(get_args(Depth))
+    assert set(SHAPES) | set(OTHERS) == set(get_args(BodyName))
 
 
 def test_every_norm_of_the_config_is_there() -> None:
@@ -140,7 +143,7 @@ def test_group_norm_by_hand() -> None:
 @pytest.mark.parametrize("stages", range(6))
 def test_frozen_stages(stages: int, norm: Norm) -> None:
     with torch.device("meta"):
-        body = ResNet(TrunkConfig("resnet50", norm, freeze_stages=stages))
+        body = ResNet(TrunkConfig("resnet50", norm=norm, freeze_stages=stages))
     frozen = {name.split(".")[0] for name, p in body.named_parameters() if not p.requires_grad}
     trained = {name.split(".")[0] for name, p in body.named_parameters() if p.requires_grad}
     stem = {"conv1"} if norm == "frozen_bn" else {"conv1", "bn1"}
@@ -150,7 +153,7 @@ def test_frozen_stages(stages: int, norm: Norm) -> None:
 
 @pytest.mark.parametrize("stages", [0, 1, 2, 5])
 def test_batch_norm_of_frozen_stages_keeps_its_statistics(stages: int) -> None:
-    body = ResNet(TrunkConfig("resnet18", "bn", freeze_stages=stages)).eval().train()
+    body = ResNet(TrunkConfig("resnet18", norm="bn", freeze_stages=stages)).eval().train()
     before = {name: value.clone() for name, value in body.named_buffers()}
     body(torch.randn(2, 3, 64, 64))
     moved = {name.split(".")[0] for name, value in body.named_buffers() if not torch.equal(value, before[name])}
@@ -179,7 +182,7 @@ def test_small_epsilon_matters() -> None:
 
 def test_initialisation() -> None:
     torch.manual_seed(0)
-    body = ResNet(TrunkConfig("resnet18", "bn"))
+    body = ResNet(TrunkConfig("resnet18", norm="bn"))
     for name, module in body.named_modules():
         if isinstance(module, nn.Conv2d):  # He et al. 2015, fan out, for ReLU
             fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]

@@ -9,7 +9,7 @@ from tiny_model import TINY
 from torch import Tensor
 
 from model.build import build_model
-from model.config import Depth
+from model.config import BodyName
 from model.mask_rcnn import MaskRCNN
 from model.weights.torchvision import COCO_CATEGORY_IDS, TORCHVISION_V1, from_torchvision, load_matching
 
@@ -26,21 +26,21 @@ def detector() -> dict[str, Tensor]:
     return state
 
 
-def meta(depth: Depth, classes: int) -> MaskRCNN:
+def meta(depth: BodyName, classes: int) -> MaskRCNN:
     with torch.device("meta"):
         return build_model(
             dataclasses.replace(
-                TORCHVISION_V1, classes=classes, trunk=dataclasses.replace(TORCHVISION_V1.trunk, depth=depth)
+                TORCHVISION_V1, classes=classes, trunk=dataclasses.replace(TORCHVISION_V1.trunk, body=depth)
             )
         )
 
 
 @pytest.mark.parametrize("depth", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("norm", ["frozen_bn", "bn"])
-def test_imagenet_classifier(depth: Depth, norm: str) -> None:
+def test_imagenet_classifier(depth: BodyName, norm: str) -> None:
     torch.manual_seed(0)
     classifier = torchvision.models.get_model(depth, weights=None).state_dict()
-    model = build_model(dataclasses.replace(TINY, trunk=dataclasses.replace(TINY.trunk, depth=depth, norm=norm)))
+    model = build_model(dataclasses.replace(TINY, trunk=dataclasses.replace(TINY.trunk, body=depth, norm=norm)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     report = load_matching(model, from_torchvision(classifier, 3))
     state = model.state_dict()
@@ -66,7 +66,7 @@ def test_all_of_a_detector_fits(detector: dict[str, Tensor]) -> None:
 
 
 def class_rows(state: dict[str, Tensor]) -> Iterator[tuple[str, list[float]]]:
-    for layer in ("box.scores", "box.deltas", "mask.predictor"):
+    for layer in ("box.scores", "box.deltas", "mask.layers.predictor"):
         for kind in ("weight", "bias"):
             rows = state[f"{layer}.{kind}"].flatten(1) if kind == "weight" else state[f"{layer}.{kind}"][:, None]
             assert (rows == rows[:, :1]).all()
@@ -80,7 +80,7 @@ def test_rows_of_the_80_coco_classes(detector: dict[str, Tensor]) -> None:
     expected = {
         "box.scores": [0, *ids],  # the background stays
         "box.deltas": [4 * i + j for i in ids for j in range(4)],
-        "mask.predictor": list(ids),
+        "mask.layers.predictor": list(ids),
     }
     for layer, rows in class_rows(from_torchvision(detector, 80)):
         assert rows == expected[layer]
@@ -90,7 +90,7 @@ def test_all_91_rows_are_kept_for_90_classes(detector: dict[str, Tensor]) -> Non
     expected = {
         "box.scores": list(range(91)),
         "box.deltas": list(range(4, 364)),
-        "mask.predictor": list(range(1, 91)),
+        "mask.layers.predictor": list(range(1, 91)),
     }
     for layer, rows in class_rows(from_torchvision(detector, 90)):
         assert rows == expected[layer]

@@ -1,13 +1,16 @@
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor
 from torchvision.ops.poolers import LevelMapper, MultiScaleRoIAlign
 
+from model.config import RoIOperation
 from model.ops.boxes import box_area
-from model.ops.roi import RoIs, assign_levels, roi_align
+from model.ops.roi import RoIs, assign_levels, crop_rois
 
 STRIDES = (4, 8, 16, 32)
 HEIGHT, WIDTH = 192, 256  # pixels of the padded input
@@ -63,7 +66,7 @@ def reference(
 @pytest.mark.parametrize(("size", "samples"), [(7, 1), (7, 2), (5, 3), (14, 2), (1, 2), (3, 0), (7, 0)])
 def test_equals_torchvision_on_each_level(size: int, samples: int, aligned: bool) -> None:
     maps, (boxes, image, level) = levels(size), rois(samples)
-    crops = roi_align(maps, STRIDES, RoIs(boxes, image, level), size, samples, aligned)
+    crops = crop_rois("align", maps, STRIDES, RoIs(boxes, image, level), size, samples, aligned)
     assert crops.shape == (len(boxes), CHANNELS, size, size) and crops.dtype == torch.float32
     expected = reference(maps, boxes, image, level, size, samples, aligned)
     torch.testing.assert_close(crops, expected, rtol=1e-4, atol=1e-4)
@@ -88,7 +91,7 @@ def test_equals_torchvision_over_the_pyramid(samples: int) -> None:
     pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, samples, canonical_scale=56, canonical_level=4)
     features = {str(i): m for i, m in enumerate(maps)}
     expected = pooler(features, [boxes[:60], boxes[60:]], [(HEIGHT, WIDTH)] * 2)
-    crops = roi_align(maps, STRIDES, RoIs(boxes, image, level), 7, samples, False)
+    crops = crop_rois("align", maps, STRIDES, RoIs(boxes, image, level), 7, samples, False)
     torch.testing.assert_close(crops, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -112,7 +115,7 @@ def test_equals_a_loop_of_bilinear_samples(samples: int, aligned: bool) -> None:
     values = torch.tensor([[bilinear(y0 + v * (y1 - y0), x0 + u * (x1 - x0)) for u in parts] for v in parts])
     expected = values.reshape(3, samples, 3, samples).mean((1, 3))
     one = torch.tensor([1])
-    crops = roi_align(levels(2), STRIDES, RoIs(torch.tensor([box]), one - 1, one), 3, samples, aligned)
+    crops = crop_rois("align", levels(2), STRIDES, RoIs(torch.tensor([box]), one - 1, one), 3, samples, aligned)
     torch.testing.assert_close(crops[0, 0], expected.float(), rtol=1e-4, atol=1e-5)
 
 
@@ -120,7 +123,7 @@ def test_equals_a_loop_of_bilinear_samples(samples: int, aligned: bool) -> None:
 def test_no_rois(samples: int) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     maps = levels(0)
-    crops = roi_align(maps, STRIDES, RoIs(torch.zeros(0, 4), none, none), 7, samples, True)
+    crops = crop_rois("align", maps, STRIDES, RoIs(torch.zeros(0, 4), none, none), 7, samples, True)
     assert crops.shape == (0, CHANNELS, 7, 7)
     assert all(not g.any() for g in torch.autograd.grad(crops.sum(), maps))
 
@@ -128,9 +131,9 @@ def test_no_rois(samples: int) -> None:
 @pytest.mark.parametrize("samples", [0, 2])
 def test_half_precision_features_give_float32(samples: int) -> None:
     maps, (boxes, image, level) = [m.detach().bfloat16() for m in levels(4)], rois(4)
-    crops = roi_align(maps, STRIDES, RoIs(boxes, image, level), 7, samples, True)
+    crops = crop_rois("align", maps, STRIDES, RoIs(boxes, image, level), 7, samples, True)
     assert crops.dtype == torch.float32
-    same = roi_align([m.float() for m in maps], STRIDES, RoIs(boxes, image, level), 7, samples, True)
+    same = crop_rois("align", [m.float() for m in maps], STRIDES, RoIs(boxes, image, level), 7, samples, True)
     assert torch.equal(crops, same)
 
 
@@ -158,3 +161,85 @@ def test_levels_at_the_boundaries() -> None:
     assert (box_area(stretched) < 224**2).any()
     assert (assign_levels(stretched, 224.0, 4, 2, 5) == 2).all()
     assert assign_levels(boxes, 224.0, 4, 3, 4).tolist() == [min(max(v, 3), 4) - 3 for v in sides.values()]
+
+
+def naive(operation: str, level: np.ndarray, box: list[float], stride: int, size: int, samples: int, aligned: bool):  # type: ignore[no-untyped-def]
+    """One RoI on one map [C, H, W], in float64 loops straight from the definitions."""
+    channels, height, width = level.shape
+    x1, y1, x2, y2 = (value / stride for value in box)
+    out = np.zeros((channels, size, size))
+    if operation != "align" and operation != "align_max":
+
+        def whole(value: float) -> float:
+            return math.copysign(math.floor(abs(value) + 0.5), value)
+
+        x1, y1, x2, y2 = whole(x1), whole(y1), whole(x2), whole(y2)
+        x2, y2 = max(x2, x1) + 1, max(y2, y1) + 1
+    if operation == "pool":
+        for i, j in itertools.product(range(size), repeat=2):
+            rows = [math.floor(i * (y2 - y1) / size) + y1, math.ceil((i + 1) * (y2 - y1) / size) + y1]
+            columns = [math.floor(j * (x2 - x1) / size) + x1, math.ceil((j + 1) * (x2 - x1) / size) + x1]
+            r0, r1 = (int(min(max(v, 0), height)) for v in rows)
+            c0, c1 = (int(min(max(v, 0), width)) for v in columns)
+            if r1 > r0 and c1 > c0:
+                out[:, i, j] = level[:, r0:r1, c0:c1].max((1, 2))
+        return out
+    if aligned:
+        x1, y1, x2, y2 = x1 - 0.5, y1 - 0.5, x2 - 0.5, y2 - 0.5
+    bin_w, bin_h = (x2 - x1) / size, (y2 - y1) / size
+    if not aligned:
+        bin_w, bin_h = max(x2 - x1, 1.0) / size, max(y2 - y1, 1.0) / size
+    for i, j in itertools.product(range(size), repeat=2):
+        values = []
+        for a, b in itertools.product(range(samples), repeat=2):
+            y, x = y1 + (i + (a + 0.5) / samples) * bin_h, x1 + (j + (b + 0.5) / samples) * bin_w
+            if not (-1 <= y <= height and -1 <= x <= width):
+                values.append(np.zeros(channels))
+                continue
+            y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+            r, c = math.floor(y), math.floor(x)
+            r1, c1 = min(r + 1, height - 1), min(c + 1, width - 1)
+            top = level[:, r, c] * (1 - (x - c)) + level[:, r, c1] * (x - c)
+            bottom = level[:, r1, c] * (1 - (x - c)) + level[:, r1, c1] * (x - c)
+            values.append(top * (1 - (y - r)) + bottom * (y - r))
+        out[:, i, j] = np.max(values, 0) if operation.endswith("_max") else np.mean(values, 0)
+    return out
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("operation", ["align", "align_max", "warp", "warp_max", "pool"])
+def test_every_operation_equals_a_loop(operation: RoIOperation, aligned: bool) -> None:
+    maps, (boxes, image, level) = [m.detach().double() for m in levels(4)], rois(1)
+    crops = crop_rois(operation, maps, STRIDES, RoIs(boxes.double(), image, level), 3, 2, aligned)
+    for index, box in enumerate(boxes.double().tolist()):
+        own = maps[level[index]][image[index]].numpy()
+        expected = naive(operation, own, box, STRIDES[level[index]], 3, 2, aligned)
+        np.testing.assert_allclose(crops[index].numpy(), expected, rtol=1e-9, atol=1e-9, err_msg=f"{box}")
+
+
+@pytest.mark.parametrize("operation", ["align", "align_max", "warp", "warp_max", "pool"])
+def test_gradients_of_every_operation(operation: RoIOperation) -> None:
+    generator = torch.Generator().manual_seed(3)
+    maps = [torch.randn(2, 2, side, side, dtype=torch.float64, generator=generator).requires_grad_() for side in (8, 4)]
+    boxes = torch.tensor([[1.0, 2.0, 25.0, 30.0], [3.3, 4.4, 9.9, 8.1], [-5.0, 20.0, 14.0, 50.0]], dtype=torch.float64)
+    where = RoIs(boxes, torch.tensor([0, 1, 1]), torch.tensor([1, 0, 0]))
+    assert torch.autograd.gradcheck(lambda *m: crop_rois(operation, m, (4, 8), where, 2, 2, True), maps)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 3])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_align_equals_torchvision_in_float64(samples: int, aligned: bool) -> None:
+    maps, (boxes, image, level) = [m.detach().double() for m in levels(7)], rois(2)
+    crops = crop_rois("align", maps, STRIDES, RoIs(boxes.double(), image, level), 5, samples, aligned)
+    numbered = torch.cat([image[:, None].double(), boxes.double()], 1)
+    for index, stride in enumerate(STRIDES):
+        own = level == index
+        expected = torchvision.ops.roi_align(maps[index], numbered[own], 5, 1 / stride, samples, aligned)
+        torch.testing.assert_close(crops[own], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_bf16_maps_are_read_in_float32() -> None:
+    maps, (boxes, image, level) = [m.detach().bfloat16() for m in levels(8)], rois(3)
+    for operation in ("align", "warp_max", "pool"):
+        crops = crop_rois(operation, maps, STRIDES, RoIs(boxes, image, level), 3, 2, True)  # type: ignore[arg-type]
+        assert crops.dtype == torch.float32

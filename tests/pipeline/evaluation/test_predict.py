@@ -31,7 +31,7 @@ CATEGORY_IDS = (2, 3, 5, 7, 11, 13, 17, 19)
 def config() -> RunConfig:
     model = ModelConfig(
         classes=8,
-        trunk=TrunkConfig(depth="resnet18", norm="bn", freeze_stages=5, fpn_channels=32),
+        trunk=TrunkConfig(body="resnet18", norm="bn", freeze_stages=5, fpn_channels=32),
         rpn=RPNConfig(anchors=AnchorConfig(sizes_px=(8.0, 16.0, 32.0, 64.0, 96.0)), pre_nms_test=50, post_nms_test=30),
         roi=RoIConfig(sampling_ratio=2),
         box=BoxConfig(hidden=32, layers=1, score_threshold=0.0, detections_per_image=10),

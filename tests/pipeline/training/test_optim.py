@@ -58,7 +58,7 @@ def test_set_lr_reaches_every_group() -> None:
 @pytest.mark.parametrize("norm", ["bn", "frozen_bn", "gn"])
 @pytest.mark.parametrize("freeze", [0, 2, 5])
 def test_each_trainable_parameter_is_in_one_group_with_its_decay(norm: str, freeze: int) -> None:
-    trunk = TrunkConfig(depth="resnet18", norm=norm, freeze_stages=freeze, fpn_channels=32)  # type: ignore[arg-type]
+    trunk = TrunkConfig(body="resnet18", norm=norm, freeze_stages=freeze, fpn_channels=32)  # type: ignore[arg-type]
     model = build_model(ModelConfig(classes=3, trunk=trunk))
     config = replace(OptimConfig(), weight_decay=0.1, weight_decay_norm=0.2, weight_decay_bias=0.3)
     optimiser = make_sgd(model, config)

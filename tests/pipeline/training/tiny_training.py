@@ -19,7 +19,7 @@ def tiny_config(classes: int | None = CLASSES) -> ModelConfig:
     """Its ResNet is frozen, so that no momentum of it has to be written."""
     return ModelConfig(
         classes=classes,
-        trunk=TrunkConfig(depth="resnet18", norm="bn", freeze_stages=5, fpn_channels=32),
+        trunk=TrunkConfig(body="resnet18", norm="bn", freeze_stages=5, fpn_channels=32),
         rpn=RPNConfig(
             anchors=AnchorConfig(sizes_px=(8.0, 16.0, 32.0, 64.0, 96.0)),
             batch_per_image=32,
