@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), has_proc]
 STEPS, EVERY = 12, 2
 CONFIG = f"""
 model:
-  trunk: {{depth: resnet18, norm: bn, freeze_stages: 0, fpn_channels: 32}}
+  trunk: {{body: resnet18, norm: bn, freeze_stages: 0, fpn_channels: 32}}
   rpn:
     anchors: {{sizes_px: [8.0, 16.0, 32.0, 64.0, 96.0]}}
     batch_per_image: 32

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_training import CLASSES, META, stepped, tiny_config, untouched_model, write_tiny
 
+from model.config import KeypointConfig
 from pipeline.config import ClusterConfig, DataConfig, InitConfig, RunConfig, TrainConfig
 from pipeline.configure import ConfigError
 from pipeline.data.quarantine import DataError
