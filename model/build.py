@@ -1,11 +1,15 @@
 """From a ModelConfig to a network: the only place where configuration words become modules."""
 
+from dataclasses import replace
+
 from model.config import MaskHeadName, MaskSchemeName, ModelConfig, Neck
 from model.heads.box import BoxHead
+from model.heads.cascade import Cascade
+from model.heads.keypoint import KeypointHead
 from model.heads.mask import FCN, MLP, MaskHead
 from model.heads.mask_scheme import Agnostic, Competing, Independent, MaskScheme
 from model.heads.rpn import RPN
-from model.mask_rcnn import MaskRCNN
+from model.mask_rcnn import Heads, MaskRCNN
 from model.trunks.fpn import FPN
 from model.trunks.single_level import C4, C5
 
@@ -22,7 +26,7 @@ def build_model(config: ModelConfig) -> MaskRCNN:
     """A network with the recipe's random initialisation (seed torch first for a reproducible one).
 
     Raises:
-        ValueError: the configuration does not say how many classes there are.
+        ValueError: the configuration does not say how many classes or keypoints there are.
     """
     if config.classes is None:
         raise ValueError("model.classes is null; set it to the number of object classes, background not counted")
@@ -35,5 +39,20 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         )
         mask = MaskHead(layers, config.mask, scheme)
     rpn = RPN(trunk.channels, len(config.trunk.levels), config.rpn)
-    box = BoxHead(trunk.crop_channels, trunk.crop_side(config.box.roi_size), config.classes, config.box)
-    return MaskRCNN(config.input, trunk, rpn, config.roi, box, mask)
+    box = cascade = None
+    if config.box is not None:
+        side = trunk.crop_side(config.box.roi_size)
+        box = BoxHead(trunk.crop_channels, side, config.classes, config.box)
+        if config.box.cascade is not None:
+            stages = []
+            for factor in config.box.cascade.weight_factors:
+                x, y, w, h = (factor * weight for weight in config.box.weights)
+                stage = replace(config.box, weights=(x, y, w, h))
+                stages.append(BoxHead(trunk.crop_channels, side, config.classes, stage))
+            cascade = Cascade(stages, config.box.cascade.foreground_ious)
+    keypoint = None
+    if config.keypoint is not None:
+        if config.keypoint.count is None:
+            raise ValueError("model.keypoint.count is null; set it to the number of keypoints of an object")
+        keypoint = KeypointHead(trunk.crop_channels, config.keypoint.count, config.keypoint)
+    return MaskRCNN(config.input, trunk, rpn, config.roi, Heads(box, cascade, mask, keypoint), config.loss_weights)

@@ -30,6 +30,7 @@ MaskSchemeName = Literal["independent", "competing", "agnostic"]
 RoIOperation = Literal["align", "align_max", "warp", "warp_max", "pool"]
 BoxLoss = Literal["smooth_l1", "giou"]
 MaskHeadName = Literal["fcn", "mlp"]
+NMS = Literal["hard", "soft_linear", "soft_gaussian"]
 Normaliser = Literal["budget", "sampled"]
 
 
@@ -194,6 +195,26 @@ class RoIConfig(Section):
 
 
 @dataclass(frozen=True)
+class CascadeConfig(Section):
+    """Stages after the first, each of which refines the boxes of the one before it (Cai & Vasconcelos 2018)."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {"foreground_ious": SHARE, "weight_factors": POSITIVE}
+
+    foreground_ious: tuple[float, ...] = (0.6, 0.7)  # of each stage; the first stage's is roi.foreground_iou
+    weight_factors: tuple[float, ...] = (2.0, 3.0)  # box.weights are multiplied by these, a stage
+
+    def conflicts(self) -> Iterator[str]:
+        """As many of the one as of the other."""
+        if len(self.foreground_ious) != len(self.weight_factors):
+            yield (
+                f"weight_factors must hold {len(self.foreground_ious)} numbers, one a number of foreground_ious, "
+                f"got {len(self.weight_factors)}"
+            )
+        if not self.foreground_ious:
+            yield "foreground_ious must hold at least one number, got none; write box.cascade: null for one stage"
+
+
+@dataclass(frozen=True)
 class BoxConfig(Section):
     """Box head: crops -> convolutions -> average or not -> fully connected layers -> class scores and box deltas."""
 
@@ -210,6 +231,7 @@ class BoxConfig(Section):
         "min_size_px": NOT_NEGATIVE,
         "score_threshold": SHARE,
         "nms_iou": SHARE,
+        "soft_sigma": POSITIVE,
     }
 
     roi_size: int = 7
@@ -224,10 +246,18 @@ class BoxConfig(Section):
     box_loss: BoxLoss = "smooth_l1"
     box_beta: float = 0.0  # smooth-L1 beta; 0 is L1 (torchvision: 1/9)
     focal_gamma: float = 0.0  # of the class loss (Lin et al. 2017, without alpha); 0 is cross-entropy
+    cascade: CascadeConfig | None = None
     score_threshold: float = 0.05
-    nms_iou: float = 0.5
+    nms: NMS = "hard"  # or scores of overlapping boxes decay (Bodla et al. 2017)
+    nms_iou: float = 0.5  # hard, soft_linear
+    soft_sigma: float = 0.5  # soft_gaussian
     min_size_px: float = 0.0  # smaller detections are dropped (torchvision: 1e-2)
     detections_per_image: int = 100
+
+    def conflicts(self) -> Iterator[str]:
+        """A stage hands one box a RoI to the next."""
+        if self.cascade is not None and not self.class_agnostic:
+            yield "class_agnostic must be true with box.cascade, got false; a stage refines one box a RoI, of any class"
 
 
 @dataclass(frozen=True)
@@ -263,8 +293,41 @@ class MaskConfig(Section):
 
 
 @dataclass(frozen=True)
+class KeypointConfig(Section):
+    """Keypoint head: convolutions, a deconvolution, bilinear upsampling; a softmax over the cells (Mask R-CNN 5)."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "count": COUNT,
+        "roi_size": COUNT,
+        "channels": COUNT,
+        "convs": NOT_NEGATIVE,
+    }
+
+    count: int | None = None  # keypoints an object; null: as many as the data has (COCO's persons: 17)
+    roi_size: int = 14  # heatmaps come out at four times this
+    channels: int = 512
+    convs: int = 8
+
+
+@dataclass(frozen=True)
+class LossWeightsConfig(Section):
+    """What each loss is multiplied by before they are added up; logged losses are weighted ones."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = dict.fromkeys(
+        ("objectness", "rpn_box", "box_class", "box_box", "mask", "keypoint"), NOT_NEGATIVE
+    )
+
+    objectness: float = 1.0
+    rpn_box: float = 1.0
+    box_class: float = 1.0
+    box_box: float = 1.0
+    mask: float = 1.0
+    keypoint: float = 1.0
+
+
+@dataclass(frozen=True)
 class ModelConfig(Section):
-    """A whole model. `mask: null` is Faster R-CNN."""
+    """A whole model. `mask: null` is Faster R-CNN, `box: null` on top of that is the RPN alone."""
 
     LIMITS: ClassVar[dict[str, Limit]] = {"classes": COUNT}
 
@@ -273,11 +336,17 @@ class ModelConfig(Section):
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
     rpn: RPNConfig = field(default_factory=RPNConfig)
     roi: RoIConfig = field(default_factory=RoIConfig)
-    box: BoxConfig = field(default_factory=BoxConfig)
+    box: BoxConfig | None = field(default_factory=BoxConfig)
     mask: MaskConfig | None = field(default_factory=MaskConfig)
+    keypoint: KeypointConfig | None = None
+    loss_weights: LossWeightsConfig = field(default_factory=LossWeightsConfig)
 
     def conflicts(self) -> Iterator[str]:
-        """Anchors fit the levels."""
+        """Anchors fit the levels; what is said of detected boxes needs boxes."""
+        if self.box is None:
+            for name, section in (("mask", self.mask), ("keypoint", self.keypoint)):
+                if section is not None:
+                    yield f"{name} must be null with box: null, got a section; it is read from the boxes that box finds"
         levels, sizes = self.trunk.levels, self.rpn.anchors.sizes_px
         if len(levels) > 1 and len(sizes) != len(levels):
             yield (

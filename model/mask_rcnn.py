@@ -1,25 +1,28 @@
-"""Mask R-CNN (He et al. 2017), figure 1 in code: trunk -> proposals -> box head -> mask head.
+"""Mask R-CNN (He et al. 2017), figure 1 in code: trunk -> proposals -> box head -> mask and keypoint heads.
 
 Legend: B images, G ground-truth slots, P proposals, S sampled RoIs an image, A anchors an image, K classes, m mask
 side.
 The loss has fixed shapes and asks nothing of the device; prediction has not and does.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import InputConfig, RoIConfig
+from model.config import InputConfig, LossWeightsConfig, RoIConfig
 from model.heads.box import BoxHead
+from model.heads.cascade import Cascade, Crop
+from model.heads.keypoint import KeypointHead, keypoints_of_heatmaps
 from model.heads.mask import MaskHead
-from model.heads.rpn import RPN
-from model.ops.boxes import box_iou, clip_boxes
-from model.ops.mask_targets import targets_from_crops, targets_from_images
-from model.ops.matching import match
-from model.ops.sampling import gather_slots, sample_slots
+from model.heads.rpn import RPN, Proposals
+from model.ops.boxes import clip_boxes
+from model.ops.sampling import gather_slots
+from model.roi_targets import SampledRoIs, image_index_of, keypoint_targets, mask_targets, sample_rois
 from model.trunks.trunk import Pyramid, Trunk
 from model.types import Batch, Detections, Losses, Targets
 
@@ -32,17 +35,6 @@ class SamplingNoise:
     rois: Tensor  # [B, P + G]: proposals, then ground truth
 
 
-@dataclass(frozen=True)
-class SampledRoIs:
-    """RoIs that train the heads. The first `positives` slots of each image hold every positive one."""
-
-    boxes: Tensor  # float32 [B, S, 4]
-    classes: Tensor  # int64 [B, S], 0 background
-    truth_index: Tensor  # int64 [B, S], which ground-truth slot a RoI answers for
-    valid: Tensor  # bool [B, S]
-    positives: int
-
-
 class _Seen(NamedTuple):
     """A batch after the trunk and the RPN."""
 
@@ -50,8 +42,16 @@ class _Seen(NamedTuple):
     objectness: list[Tensor]  # [B, A_l] a level
     deltas: list[Tensor]  # [B, A_l, 4] a level
     anchors: list[Tensor]  # [A_l, 4] a level
-    proposals: Tensor  # [B, P, 4]
-    real: Tensor  # bool [B, P]
+    proposals: Proposals
+
+
+class Heads(NamedTuple):
+    """What is read of RoIs; what is absent is None. Without boxes there is nothing else, and the RPN is alone."""
+
+    box: BoxHead | None
+    cascade: Cascade | None = None  # stages after `box`
+    mask: MaskHead | None = None
+    keypoint: KeypointHead | None = None
 
 
 class MaskRCNN(nn.Module):
@@ -61,7 +61,13 @@ class MaskRCNN(nn.Module):
     std: Tensor
 
     def __init__(
-        self, inputs: InputConfig, trunk: nn.Module, rpn: RPN, roi: RoIConfig, box: BoxHead, mask: MaskHead | None
+        self,
+        inputs: InputConfig,
+        trunk: nn.Module,
+        rpn: RPN,
+        roi: RoIConfig,
+        heads: Heads,
+        loss_weights: LossWeightsConfig,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(inputs.mean), False)
@@ -70,8 +76,18 @@ class MaskRCNN(nn.Module):
         self.roi = roi
         self.trunk: Trunk = trunk  # type: ignore[assignment]  # a module that is a Trunk
         self.rpn = rpn
-        self.box = box
-        self.mask = mask
+        self.box = heads.box
+        self.cascade = heads.cascade
+        self.mask = heads.mask
+        self.keypoint = heads.keypoint
+        self.loss_weights = {
+            "rpn/objectness": loss_weights.objectness,
+            "rpn/box": loss_weights.rpn_box,
+            "box/class": loss_weights.box_class,
+            "box/box": loss_weights.box_box,
+            "mask/mask": loss_weights.mask,
+            "keypoint/keypoint": loss_weights.keypoint,
+        }
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> float32 [B, 3, H', W'] (channels last in memory), zero outside `sizes` [B, 2]."""
@@ -94,19 +110,49 @@ class MaskRCNN(nn.Module):
             raise ValueError("the loss needs batch.targets, got None; call model.predict(batch) to detect")
         seen = self._look(batch)
         if noise is None:
-            candidates = seen.proposals.shape[1] + targets.boxes.shape[1]
+            candidates = seen.proposals.boxes.shape[1] + targets.boxes.shape[1]
             noise = self._draw(len(batch.images), sum(map(len, seen.anchors)), candidates)
         losses: Losses = self.rpn.losses(seen.objectness, seen.deltas, seen.anchors, targets, noise.anchors)
-        rois = self.sample(seen.proposals, seen.real, targets, noise.rois)
-        crops = self._crop(seen.pyramid, rois.boxes, self.box.config.roi_size)  # [B, S, C, P, P]
-        losses |= self._box_losses(crops, rois, targets)
-        if self.mask is not None:
-            shared = self.trunk.crops_are_costly and self.mask.config.roi_size == self.box.config.roi_size
-            positive = rois.boxes[:, : rois.positives]
-            own = (
-                crops[:, : rois.positives] if shared else self._crop(seen.pyramid, positive, self.mask.config.roi_size)
+        if self.box is not None:
+            rois = sample_rois(
+                seen.proposals.boxes,
+                seen.proposals.real,
+                targets,
+                noise.rois,
+                self.roi.foreground_iou,
+                self.roi.batch_per_image,
+                self.roi.positive_fraction,
             )
-            losses |= self._mask_losses(self.mask, own, rois, targets)
+            losses |= self._head_losses(self.box, seen.pyramid, rois, targets, batch.sizes)
+        return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
+
+    def _head_losses(
+        self, box: BoxHead, pyramid: Pyramid, rois: SampledRoIs, targets: Targets, sizes: Tensor
+    ) -> Losses:
+        images, positives = len(rois.boxes), rois.positives
+        read = partial(self._crop, pyramid)
+        size = box.config.roi_size
+        crops = read(rois.boxes, size)  # [B * S, C, P, P]
+        losses = self._box_losses(box, partial(read, size=size), crops, rois, targets, sizes)
+        # The first slots hold every positive RoI; heads that read as many bins share the crops.
+        boxes = rois.boxes[:, :positives]
+        shared = {size: crops.reshape(images, -1, *crops.shape[1:])[:, :positives].flatten(0, 1)}
+        classes = rois.classes[:, :positives].flatten()
+        index = rois.truth_index[:, :positives]
+        for head in (self.mask, self.keypoint):
+            if head is None:
+                continue
+            size = head.config.roi_size
+            if size not in shared:
+                shared[size] = read(boxes, size)
+            logits = head(shared[size])
+            if isinstance(head, MaskHead):
+                target = mask_targets(targets, index, boxes, head.size, head.config.target)
+                losses |= head.losses(logits, classes, target, classes > 0)
+            else:
+                losses |= head.losses(
+                    logits, boxes.flatten(0, 1), keypoint_targets(targets, index, head.count), classes > 0
+                )
         return losses
 
     def _look(self, batch: Batch) -> _Seen:
@@ -114,60 +160,28 @@ class MaskRCNN(nn.Module):
         pyramid = self.trunk(images)
         objectness, deltas = self.rpn(pyramid)
         anchors = self.rpn.anchors(pyramid, (images.shape[2], images.shape[3]))
-        return _Seen(pyramid, objectness, deltas, anchors, *self.rpn.propose(objectness, deltas, anchors, batch.sizes))
+        return _Seen(pyramid, objectness, deltas, anchors, self.rpn.propose(objectness, deltas, anchors, batch.sizes))
 
     def _crop(self, pyramid: Pyramid, boxes: Tensor, size: int) -> Tensor:
-        """Crops [B, N, C, P, P] of boxes [B, N, 4]."""
-        crops = self.trunk.crop(pyramid, boxes.flatten(0, 1), _image_index(boxes), size)
-        return crops.reshape(*boxes.shape[:2], *crops.shape[1:])
+        """Crops [B * N, C, P, P] of boxes [B, N, 4]."""
+        return self.trunk.crop(pyramid, boxes.flatten(0, 1), image_index_of(boxes), size)
 
     def _draw(self, images: int, anchors: int, candidates: int) -> SamplingNoise:
         device = self.mean.device
         return SamplingNoise(torch.rand(images, anchors, device=device), torch.rand(images, candidates, device=device))
 
-    @torch.no_grad()
-    def sample(self, proposals: Tensor, real: Tensor, targets: Targets, noise: Tensor) -> SampledRoIs:
-        """RoIs for the heads: proposals [B, P, 4] and ground truth, 1 positive to 3 negatives (Mask R-CNN 3.1)."""
-        roi = self.roi
-        boxes = torch.cat([proposals, targets.boxes], 1)  # [B, P + G, 4]
-        usable = torch.cat([real, targets.valid], 1)
-        truth_index, label = match(
-            box_iou(targets.boxes, boxes), targets.valid, roi.foreground_iou, roi.foreground_iou, False
-        )
-        label = label.masked_fill(~usable, -1)
-        index, valid = sample_slots(label, noise, roi.batch_per_image, roi.positive_fraction)
-        positive = valid & (gather_slots(label, index) == 1)
-        truth_index = gather_slots(truth_index, index)
-        classes = torch.where(positive, gather_slots(targets.classes, truth_index), 0)
-        positives = min(int(roi.batch_per_image * roi.positive_fraction), index.shape[1])
-        return SampledRoIs(gather_slots(boxes, index), classes, truth_index, valid, positives)
-
-    def _box_losses(self, crops: Tensor, rois: SampledRoIs, targets: Targets) -> Losses:
-        logits, deltas = self.box(crops.flatten(0, 1))
+    def _box_losses(
+        self, box: BoxHead, crop: Crop, crops: Tensor, rois: SampledRoIs, targets: Targets, sizes: Tensor
+    ) -> Losses:
+        logits, deltas = box(crops if self.cascade is None else self.cascade.share(crops))
         truth = gather_slots(targets.boxes, rois.truth_index).flatten(0, 1)
         boxes = rois.boxes.flatten(0, 1)
-        return self.box.losses(logits, deltas, boxes, rois.classes.flatten(), truth, rois.valid.flatten())
-
-    def _mask_losses(self, head: MaskHead, crops: Tensor, rois: SampledRoIs, targets: Targets) -> Losses:
-        """`crops` [B, positives, C, P, P] are those of the first slots."""
-        if targets.masks is None:
-            raise ValueError("the mask loss needs targets.masks, got None; set model.mask: null to train boxes only")
-        boxes = rois.boxes[:, : rois.positives]
-        classes = rois.classes[:, : rois.positives].flatten()
-        truth_index = rois.truth_index[:, : rois.positives]
-        image_index = _image_index(boxes)
-        flat = boxes.flatten(0, 1)
-        logits = head(crops.flatten(0, 1))
-        with torch.no_grad():
-            slots = targets.masks.shape[1]
-            flat_index = image_index * slots + truth_index.flatten()  # of [B * G]
-            masks = targets.masks.flatten(0, 1)
-            if head.config.target == "crop":
-                truth = gather_slots(targets.boxes, truth_index).flatten(0, 1)
-                target = targets_from_crops(masks[flat_index], truth, flat, head.size)
-            else:
-                target = targets_from_images(masks, flat_index, flat, head.size)
-        return head.losses(logits, classes, target, classes > 0)
+        losses = box.losses(logits, deltas, boxes, rois.classes.flatten(), truth, rois.valid.flatten())
+        if self.cascade is None:
+            return losses
+        refined = box.refine(deltas, boxes).reshape(rois.boxes.shape)
+        later = self.cascade.losses(crop, refined, rois.valid, sizes, targets)
+        return {name: loss + sum(stage[name] for stage in later) for name, loss in losses.items()}
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Detections]:
@@ -178,30 +192,47 @@ class MaskRCNN(nn.Module):
         if self.training:
             raise RuntimeError("predict() needs the model in eval mode; call model.eval() first")
         seen = self._look(batch)
-        rois, real = seen.proposals, seen.real
-        crops = self._crop(seen.pyramid, rois, self.box.config.roi_size)
-        logits, moves = (out.reshape(*rois.shape[:2], *out.shape[1:]) for out in self.box(crops.flatten(0, 1)))
-        found = self.box.detect(logits, moves, rois, real, batch.sizes)
+        found = self._detect(seen, batch.sizes)
         counts = [len(boxes) for boxes, _, _ in found]
-        masks: list[Tensor | None] = [None] * len(found)
+        boxes = torch.cat([boxes for boxes, _, _ in found])
+        classes = torch.cat([classes for _, _, classes in found])
+        image_index = torch.arange(len(found), device=boxes.device).repeat_interleave(
+            torch.tensor(counts, device=boxes.device)
+        )
+        heads = [head for head in (self.mask, self.keypoint) if head is not None]
+        crops = {
+            size: self.trunk.crop(seen.pyramid, boxes, image_index, size) for size in {h.config.roi_size for h in heads}
+        }
+        masks: Sequence[Tensor | None] = [None] * len(found)
+        points: Sequence[Tensor | None] = [None] * len(found)
+        scale = (batch.original_sizes / batch.sizes).flip(1).float()  # [B, 2]: x, y
         if self.mask is not None:
-            boxes = torch.cat([boxes for boxes, _, _ in found])
-            classes = torch.cat([classes for _, _, classes in found])
-            image_index = torch.arange(len(found), device=boxes.device).repeat_interleave(
-                torch.tensor(counts, device=boxes.device)
-            )
-            crops = self.trunk.crop(seen.pyramid, boxes, image_index, self.mask.config.roi_size)
-            masks = list(torch.split(self.mask.probabilities(self.mask(crops), classes), counts))
-        scale = (batch.original_sizes / batch.sizes).flip(1).repeat(1, 2).float()  # [B, 4]: x, y, x, y
+            masks = torch.split(self.mask.probabilities(self.mask(crops[self.mask.config.roi_size]), classes), counts)
+        if self.keypoint is not None:
+            keypoints = keypoints_of_heatmaps(self.keypoint(crops[self.keypoint.config.roi_size]), boxes)
+            keypoints[..., :2] *= scale[image_index][:, None]
+            points = torch.split(keypoints, counts)
         results = []
-        for image, (boxes, scores, classes) in enumerate(found):
-            original = clip_boxes((boxes * scale[image])[None], batch.original_sizes[image : image + 1])[0]
+        for image, (own, scores, kinds) in enumerate(found):
+            original = clip_boxes((own * scale[image].repeat(2))[None], batch.original_sizes[image : image + 1])[0]
             height, width = batch.original_sizes[image].tolist()
-            results.append(Detections(original, scores, classes, masks[image], (height, width)))
+            results.append(Detections(original, scores, kinds, masks[image], (height, width), points[image]))
         return results
 
-
-def _image_index(boxes: Tensor) -> Tensor:
-    """int64 [B * N] for boxes [B, N, 4] flattened: which image each came from."""
-    images, count = boxes.shape[:2]
-    return torch.arange(images, device=boxes.device)[:, None].expand(images, count).flatten()
+    def _detect(self, seen: _Seen, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Boxes [N, 4] in pixels of the input, scores [N] and classes [N] of each image, best first."""
+        rois, logits, real = seen.proposals
+        if self.box is None:  # all that is known of a proposal is that it is something: class 1, its objectness
+            objectness = logits.sigmoid()
+            return [
+                (b[r], s[r], torch.ones_like(s[r], dtype=torch.int64))
+                for b, s, r in zip(rois, objectness, real, strict=True)
+            ]
+        crop = partial(self._crop, seen.pyramid, size=self.box.config.roi_size)
+        scores, deltas = self.box(crop(rois))
+        probabilities = scores.softmax(-1).reshape(*rois.shape[:2], -1)
+        boxes = self.box.refine(deltas, rois.flatten(0, 1)).reshape(*rois.shape[:2], -1, 4)  # [B, P, K or 1, 4]
+        if self.cascade is not None:
+            refined, probabilities = self.cascade.refine(crop, boxes[:, :, 0], probabilities, sizes)
+            boxes = refined[:, :, None]
+        return self.box.detect(probabilities, boxes, real, sizes)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 CROP_SIZE = 112  # side of the ground-truth mask crops that training reads, in cells
-Losses = dict[str, Tensor]  # scalars: "rpn/objectness", "rpn/box", "box/class", "box/box", "mask/mask"
+Losses = dict[
+    str, Tensor
+]  # scalars: "rpn/objectness", "rpn/box", "box/class", "box/box", "mask/mask", "keypoint/keypoint"
 
 _T = TypeVar("_T", "Targets", "Batch")
 
@@ -67,3 +69,4 @@ class Detections:
     classes: Tensor  # int64 [N], 1..K
     masks: Tensor | None  # float32 [N, m, m] probabilities inside each box; model/ops/masks.py pastes them
     size: tuple[int, int]  # (height, width) of the original image
+    keypoints: Tensor | None = None  # float32 [N, J, 3] x, y and a score (a logit, comparable within a keypoint)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from model.config import BoxConfig
 from model.heads.conv_stack import ConvStack
 from model.ops.boxes import clip_boxes, decode_boxes, encode_boxes, giou_loss, smooth_l1
+from model.ops.soft_nms import soft_nms
 from model.types import Losses
 
 
@@ -86,31 +87,41 @@ class BoxHead(nn.Module):
         return (1 - torch.exp(-entropy)) ** self.config.focal_gamma * entropy  # Lin et al. 2017 eq. 4
 
     @torch.no_grad()
+    def refine(self, deltas: Tensor, rois: Tensor) -> Tensor:
+        """Boxes [R, K, 4] ([R, 1, 4] class-agnostic) that deltas of that shape make of RoIs [R, 4]."""
+        return decode_boxes(deltas, rois[:, None], self.weights)
+
+    @torch.no_grad()
     def detect(
-        self, logits: Tensor, deltas: Tensor, rois: Tensor, valid: Tensor, sizes: Tensor
+        self, probabilities: Tensor, boxes: Tensor, valid: Tensor, sizes: Tensor
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Boxes [N, 4], scores [N] and classes [N] of each image, best first: threshold, NMS a class, the best 100.
 
         Args:
-            logits: [B, P, K + 1].
-            deltas: [B, P, K, 4], or [B, P, 1, 4] class-agnostic.
-            rois: [B, P, 4] xyxy.
+            probabilities: [B, P, K + 1], background first.
+            boxes: [B, P, K, 4] xyxy, or [B, P, 1, 4] class-agnostic.
             valid: bool [B, P].
             sizes: int64 [B, 2] (height, width) before padding.
         """
         config = self.config
-        probabilities = logits.softmax(-1)[..., 1:]  # [B, P, K]
-        boxes = clip_boxes(decode_boxes(deltas, rois[:, :, None], self.weights), sizes)
-        boxes = boxes.expand(-1, -1, self.classes, 4)  # [B, P, K, 4]
+        probabilities = probabilities[..., 1:]
+        boxes = clip_boxes(boxes, sizes).expand(-1, -1, self.classes, 4)  # [B, P, K, 4]
         smallest = (boxes[..., 2:] - boxes[..., :2]).amin(-1)
         large = smallest >= config.min_size_px if config.min_size_px > 0 else smallest > 0
         candidates = (probabilities > config.score_threshold) & large & valid[..., None]
         detections = []
-        for image in range(len(rois)):  # prediction may wait for the device: its output has no fixed shape
+        for image in range(len(boxes)):  # prediction may wait for the device: its output has no fixed shape
             proposal, own = candidates[image].nonzero(as_tuple=True)
             found, scores = boxes[image, proposal, own], probabilities[image, proposal, own]
-            keep = torchvision.ops.batched_nms(found, scores, own, config.nms_iou)[: config.detections_per_image]
-            detections.append((found[keep], scores[keep], own[keep] + 1))
+            if config.nms == "hard":
+                keep = torchvision.ops.batched_nms(found, scores, own, config.nms_iou)[: config.detections_per_image]
+                scores = scores[keep]
+            else:
+                sigma = config.soft_sigma if config.nms == "soft_gaussian" else None
+                keep, scores = soft_nms(
+                    found, scores, own, config.nms_iou, sigma, config.score_threshold, config.detections_per_image
+                )
+            detections.append((found[keep], scores, own[keep] + 1))
         return detections
 
 

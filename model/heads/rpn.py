@@ -3,6 +3,8 @@
 Legend: B images, L levels, A anchors an image over all levels (A_l on one level), P proposals, G ground-truth slots.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,14 @@ from model.ops.nms import nms_keep
 from model.ops.sampling import gather_slots, sample_slots
 from model.trunks.trunk import Pyramid
 from model.types import Losses, Targets
+
+
+class Proposals(NamedTuple):
+    """Boxes to look at, best first."""
+
+    boxes: Tensor  # float32 [B, P, 4] xyxy, pixels of the input
+    logits: Tensor  # float32 [B, P], objectness
+    real: Tensor  # bool [B, P], the rest fills up the slots
 
 
 class RPN(nn.Module):
@@ -59,8 +69,8 @@ class RPN(nn.Module):
     @torch.no_grad()
     def propose(
         self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The best boxes after NMS: [B, P, 4] in pixels of the input, best first, and which slots are real [B, P]."""
+    ) -> Proposals:
+        """The best boxes after NMS inside images of `sizes` int64 [B, 2] (height, width)."""
         config = self.config
         pre_nms, post_nms = (
             (config.pre_nms_train, config.post_nms_train)
@@ -87,7 +97,7 @@ class RPN(nn.Module):
         keep = nms_keep(padded_boxes.flatten(0, 1), padded_scores.flatten(0, 1), valid.flatten(0, 1), config.nms_iou)
         kept_scores = padded_scores.masked_fill(~keep.reshape(valid.shape), -torch.inf).reshape(images, -1)
         best, index = kept_scores.topk(min(post_nms, kept_scores.shape[1]), dim=1)
-        return gather_slots(padded_boxes.reshape(images, -1, 4), index), best > -torch.inf
+        return Proposals(gather_slots(padded_boxes.reshape(images, -1, 4), index), best, best > -torch.inf)
 
     def losses(
         self, objectness: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], targets: Targets, noise: Tensor

@@ -13,8 +13,6 @@ from model.trunks.trunk import Pyramid
 class FPN(nn.Module):
     """Trunk: `forward(images)` makes a pyramid P2..P6, `crop` reads RoIs from P2..P5."""
 
-    crops_are_costly = False
-
     def __init__(self, config: TrunkConfig, roi: RoIConfig) -> None:
         super().__init__()
         self.roi = roi

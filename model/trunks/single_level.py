@@ -12,8 +12,6 @@ from model.trunks.trunk import Pyramid
 class C4(nn.Module):
     """The fourth stage (stride 16) is the pyramid; every crop of it goes through the fifth."""
 
-    crops_are_costly = True
-
     def __init__(self, config: TrunkConfig, roi: RoIConfig) -> None:
         super().__init__()
         self.roi = roi
@@ -37,8 +35,6 @@ class C4(nn.Module):
 
 class C5(nn.Module):
     """The fifth stage (stride 32) is the pyramid, and crops are read from it as they are."""
-
-    crops_are_costly = False
 
     def __init__(self, config: TrunkConfig, roi: RoIConfig) -> None:
         super().__init__()

@@ -12,7 +12,6 @@ class Trunk(Protocol):
 
     channels: int  # of every level of the pyramid, which the RPN sees
     crop_channels: int  # of a crop, which the heads see
-    crops_are_costly: bool  # layers run on each crop: heads that want the same crops share them
 
     def __call__(self, images: Tensor) -> Pyramid:
         """images float [B, 3, H, W], H and W multiples of 32 -> the levels, finest first."""

@@ -26,7 +26,13 @@ def build_peer(config: RunConfig) -> nn.Module:
         ValueError: it cannot be built of torchvision's pieces.
     """
     model: ModelConfig = config.model
-    if model.trunk.norm != "bn" or model.trunk.freeze_stages or model.mask is None or model.classes is None:
+    if (
+        model.trunk.norm != "bn"
+        or model.trunk.freeze_stages
+        or model.mask is None
+        or model.box is None
+        or model.classes is None
+    ):
         raise ValueError("the torchvision peer is built for trunk.norm=bn, trunk.freeze_stages=0 and a mask head")
     body = torchvision.models.get_model(model.trunk.body, weights=None)
     stages = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}

@@ -21,6 +21,7 @@ from pipeline.configure import ConfigError, to_yaml
 from pipeline.data.mixture import class_difference, join_manifests, locations
 from pipeline.data.plan import plan_of
 from pipeline.data.shards import Manifest, load_manifest
+from pipeline.data.source import Keypoints
 from pipeline.data.storage import Storage
 from pipeline.errors import UserError
 from pipeline.training.checkpoint import Meta, initialise, latest_checkpoint, read_meta
@@ -70,6 +71,9 @@ def prepare(config: RunConfig, default_name: str) -> Run:
             f"model.classes is {config.model.classes}, {places[0]} has {classes}; "
             "leave it null to take the data's number"
         )
+    keypoint = config.model.keypoint
+    if keypoint is not None:
+        keypoint = replace(keypoint, count=_keypoint_count(keypoint.count, manifest.keypoints, places[0]))
     weights = None if config.init.weights is None else str(Path(config.init.weights).absolute())
     name = config.train.name or f"{default_name}-{datetime.now():%Y%m%d-%H%M%S}"
     if "/" in name or name.startswith("."):
@@ -77,7 +81,7 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     runs_dir = Path(config.cluster.runs_dir).absolute()
     config = replace(
         config,
-        model=replace(config.model, classes=classes),
+        model=replace(config.model, classes=classes, keypoint=keypoint),
         data=replace(config.data, train=train, val=val.uri),
         init=replace(config.init, weights=weights),
         train=replace(config.train, name=name),
@@ -96,6 +100,20 @@ def prepare(config: RunConfig, default_name: str) -> Run:
 
         initialise(build_model(config.model), Path(weights), classes)  # a wrong file fails here, not in the workers
     return Run(config, name, directory, manifest, resume, done)
+
+
+def _keypoint_count(wanted: int | None, keypoints: Keypoints | None, place: str) -> int:
+    if keypoints is None:
+        raise ConfigError(
+            f"model.keypoint is set, but {place} has no keypoints; shard from annotations with keypoints, or set "
+            "model.keypoint=null"
+        )
+    count = len(keypoints.names)
+    if wanted not in (None, count):
+        raise ConfigError(
+            f"model.keypoint.count is {wanted}, {place} has {count}; leave it null to take the data's number"
+        )
+    return count
 
 
 def _check_continues(earlier: RunConfig, config: RunConfig, meta: Meta, manifest: Manifest, name: str) -> None:

@@ -93,7 +93,7 @@ def test_proposals_by_hand(training: bool, min_size: float) -> None:
         objectness, deltas = rpn(pyramid)
     anchors = rpn.anchors(pyramid, (64, 96))
     sizes = torch.tensor([[64, 96], [40, 90], [20, 11]])
-    boxes, valid = rpn.propose(objectness, deltas, anchors, sizes)
+    boxes, objectness_of, valid = rpn.propose(objectness, deltas, anchors, sizes)
     assert boxes.shape == (3, post, 4) and valid.shape == (3, post)
     for image, (height, width) in enumerate(sizes.tolist()):
         kept: list[tuple[float, Tensor]] = []
@@ -112,6 +112,7 @@ def test_proposals_by_hand(training: bool, min_size: float) -> None:
         if kept:
             expected = torch.stack([box for _, box in kept])
             torch.testing.assert_close(boxes[image, : len(kept)], expected, rtol=1e-4, atol=1e-3)
+            assert objectness_of[image, : len(kept)].tolist() == [score for score, _ in kept]
     assert min_size == 0 or not valid[2].any()  # no box is 12 pixels wide in an image of 11
 
 
@@ -164,7 +165,8 @@ def test_detections_by_hand() -> None:
     deltas = torch.randn(2, 40, 3, 4, generator=generator) * 2
     valid = torch.rand(2, 40, generator=generator) < 0.8
     sizes = torch.tensor([[60, 70], [30, 64]])
-    for image, (boxes, scores, classes) in enumerate(head.detect(logits, deltas, rois, valid, sizes)):
+    decoded = head.refine(deltas.flatten(0, 1), rois.flatten(0, 1)).reshape(2, 40, 3, 4)
+    for image, (boxes, scores, classes) in enumerate(head.detect(logits.softmax(-1), decoded, valid, sizes)):
         found: list[tuple[float, int, Tensor]] = []
         for k in (1, 2, 3):
             size = rois[image, :, 2:] - rois[image, :, :2]

@@ -1,5 +1,6 @@
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from model.build import build_model
 from model.config import ModelConfig
+from model.heads.rpn import Proposals
 from model.mask_rcnn import MaskRCNN, SamplingNoise
 from model.ops.boxes import box_iou
 from model.types import Batch, Losses, Targets
@@ -25,7 +27,8 @@ def build(config: ModelConfig = TINY, seed: int = 0) -> MaskRCNN:
 
 def spread(model: MaskRCNN) -> MaskRCNN:
     """Scores and boxes that differ from place to place, as after training."""
-    for layer in (model.rpn.objectness, model.box.scores, model.box.deltas):
+    heads = [] if model.box is None else [model.box.scores, model.box.deltas]
+    for layer in (model.rpn.objectness, *heads):
         nn.init.normal_(layer.weight, std=0.3)
     return model
 
@@ -193,10 +196,10 @@ def test_gradient_is_the_slope(samples: int, monkeypatch: pytest.MonkeyPatch) ->
     nn.init.normal_(model.mask.layers.predictor.weight, std=0.1)
     batch = scene([2, 1], height=64, width=64)
     noise = noise_for(batch)
-    proposals: list[tuple[Tensor, Tensor]] = []
+    proposals: list[Proposals] = []
     propose = model.rpn.propose
 
-    def constant(*args: Tensor) -> tuple[Tensor, Tensor]:  # which boxes are proposed has no gradient, and jumps
+    def constant(*args: Any) -> Proposals:  # which boxes are proposed has no gradient, and jumps
         if not proposals:
             proposals.append(propose(*args))
         return proposals[0]

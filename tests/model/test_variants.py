@@ -6,24 +6,44 @@ from typing import Any, get_args
 import pytest
 import torch
 from test_mask_rcnn import spread
-from tiny_model import CLASSES, TINY, scene
+from tiny_model import CLASSES, TINY, scene, with_keypoints
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from model.build import MASK_HEADS, MASK_SCHEMES, TRUNKS, build_model
-from model.config import BodyName, MaskHeadName, MaskSchemeName, ModelConfig, Neck, RoIOperation
+from model.config import (
+    BodyName,
+    CascadeConfig,
+    KeypointConfig,
+    MaskHeadName,
+    MaskSchemeName,
+    ModelConfig,
+    Neck,
+    RoIOperation,
+)
+from model.types import Batch, Targets
 
 
 def variant(**changes: Any) -> ModelConfig:
-    """TINY with keys of sections changed: trunk={"neck": "c4"}, ..."""
-    sections = {name: dataclasses.replace(getattr(TINY, name), **keys) for name, keys in changes.items()}
+    """TINY with keys of sections changed (trunk={"neck": "c4"}, ...), or without them (mask=None)."""
+    sections = {
+        name: dataclasses.replace(getattr(TINY, name), **keys) if isinstance(keys, dict) else keys
+        for name, keys in changes.items()
+    }
     return dataclasses.replace(TINY, **sections)
 
 
-C4_HEADS: dict[str, Any] = {"box": {"average": True, "layers": 0, "roi_size": 14}, "mask": {"roi_size": 14, "convs": 0}}
+C4_HEADS: dict[str, Any] = {
+    "roi": {"batch_per_image": 12},  # the fifth stage runs on each
+    "box": {"average": True, "layers": 0, "roi_size": 14},
+    "mask": {"roi_size": 14, "convs": 0},
+}
+KEYPOINT = KeypointConfig(count=4, roi_size=7, channels=8, convs=2)
+CASCADE: dict[str, Any] = {"class_agnostic": True, "cascade": CascadeConfig()}
 VARIANTS: dict[str, ModelConfig] = {
     "c4": variant(trunk={"neck": "c4"}, **C4_HEADS),
-    "c4 with crops of its own for masks": variant(trunk={"neck": "c4"}, box=C4_HEADS["box"], mask={"roi_size": 7}),
+    "c4 with crops of its own for masks": variant(trunk={"neck": "c4"}, **{**C4_HEADS, "mask": {"roi_size": 7}}),
+    "c4 cascade": variant(trunk={"neck": "c4"}, **{**C4_HEADS, "box": C4_HEADS["box"] | CASCADE}),
     "c5": variant(trunk={"neck": "c5"}),
     "mobilenet": variant(trunk={"body": "mobilenet_v3_large", "norm": "bn"}),
     "mobilenet c4": variant(trunk={"body": "mobilenet_v3_large", "norm": "bn", "neck": "c4"}, **C4_HEADS),
@@ -39,6 +59,12 @@ VARIANTS: dict[str, ModelConfig] = {
     "class-agnostic boxes": variant(box={"class_agnostic": True}),
     "giou": variant(box={"box_loss": "giou"}),
     "focal": variant(box={"focal_gamma": 2.0}),
+    "boxes": variant(mask=None),
+    "keypoints": variant(mask=None, keypoint=KEYPOINT),
+    "keypoints and masks": variant(keypoint=KEYPOINT),
+    "proposals": variant(box=None, mask=None),
+    "cascade": variant(box=CASCADE),
+    "soft nms": variant(box={"nms": "soft_gaussian"}),
     **{op: variant(roi={"operation": op}) for op in get_args(RoIOperation)},
 }
 
@@ -61,7 +87,9 @@ def test_every_word_of_the_config_is_there() -> None:
 
 def test_all_that_is_to_train_gets_a_gradient(config: ModelConfig) -> None:
     model = build(config).train()
-    losses = model(scene([3, 0, 2]))
+    losses = model(with_keypoints(scene([3, 0, 2])))
+    present = {"rpn": True, "box": config.box, "mask": config.mask, "keypoint": config.keypoint}
+    assert {name.split("/")[0] for name in losses} == {name for name, section in present.items() if section}
     assert all(loss.ndim == 0 and loss.isfinite() and loss >= 0 for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -70,10 +98,20 @@ def test_all_that_is_to_train_gets_a_gradient(config: ModelConfig) -> None:
 
 def test_loss_has_fixed_shapes(config: ModelConfig) -> None:
     """Under fake tensors whatever depends on the data raises."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model = build(config).train()
-        losses = model(scene([3, 0, 2]))
+    model, batch = build(config).train(), with_keypoints(scene([3, 0, 2]))
+    with FakeTensorMode() as mode:
+
+        def fake(value: Any) -> Any:
+            return type(value)(*(mode.from_tensor(getattr(value, f.name)) for f in dataclasses.fields(value)))
+
+        targets: Targets = fake(batch.targets)
+        inputs = Batch(
+            *(mode.from_tensor(x) for x in (batch.images, batch.sizes, batch.original_sizes, batch.sample_ids)), targets
+        )
+        state = {n: mode.from_tensor(v) for n, v in (*model.named_parameters(), *model.named_buffers())}
+        losses = torch.func.functional_call(model, state, (inputs,))
         torch.stack(list(losses.values())).sum().backward()
+        assert all(state[name].grad is not None for name, p in model.named_parameters() if p.requires_grad)
 
 
 def test_detects(config: ModelConfig) -> None:
@@ -82,8 +120,18 @@ def test_detects(config: ModelConfig) -> None:
     assert sum(len(one.boxes) for one in found) > 0
     for one in found:
         assert one.boxes.shape == (len(one.scores), 4) and ((one.classes >= 1) & (one.classes <= CLASSES)).all()
-        assert one.masks.shape == (len(one.scores), model.mask.size, model.mask.size)
-        assert ((one.masks >= 0) & (one.masks <= 1)).all()
+        assert (one.scores.diff() <= 0).all() and ((one.scores > 0) & (one.scores <= 1)).all()
+        assert (one.masks is None) == (config.mask is None) and (one.keypoints is None) == (config.keypoint is None)
+        if one.masks is not None:
+            assert one.masks.shape == (len(one.scores), model.mask.size, model.mask.size)
+            assert ((one.masks >= 0) & (one.masks <= 1)).all()
+        if one.keypoints is not None:
+            assert one.keypoints.shape == (len(one.scores), 4, 3)
+            inside = (one.keypoints[..., :2] >= one.boxes[:, None, :2]) & (
+                one.keypoints[..., :2] <= one.boxes[:, None, 2:]
+            )
+            wide = ((one.boxes[:, 2:] - one.boxes[:, :2]) >= 1).all(1)  # thinner boxes count as one pixel wide
+            assert inside[wide].all()
 
 
 @pytest.mark.parametrize("scheme", get_args(MaskSchemeName))

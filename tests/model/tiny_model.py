@@ -64,6 +64,17 @@ def scene(counts: Sequence[int], seed: int = 0, height: int = 96, width: int = 1
     return Batch(torch.from_numpy(images), sizes, sizes, torch.arange(len(counts)), targets)
 
 
+def with_keypoints(batch: Batch, count: int = 4, seed: int = 0) -> Batch:
+    """Each object gets keypoints in and around its box, about a quarter of them not labelled."""
+    targets, rng = batch.targets, np.random.default_rng(seed)
+    assert targets is not None
+    place = torch.from_numpy(rng.uniform(-0.1, 1.1, (*targets.classes.shape, count, 2)).astype(np.float32))
+    corner, side = targets.boxes[..., None, :2], (targets.boxes[..., 2:] - targets.boxes[..., :2])[..., None, :]
+    visibility = torch.from_numpy(rng.choice([0, 1, 2, 2], (*targets.classes.shape, count, 1)).astype(np.float32))
+    points = torch.cat([corner + place * side, visibility], -1) * (visibility > 0)
+    return dataclasses.replace(batch, targets=dataclasses.replace(targets, keypoints=points))
+
+
 def anchor_count(height: int, width: int) -> int:
     """Anchors of a padded image over P2..P6, three a cell."""
     return sum(3 * -(-height // s) * -(-width // s) for s in (4, 8, 16, 32, 64))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.configure import known_keys, load_config, to_yaml
+from pipeline.configure import from_yaml_text, known_keys, load_config, to_yaml
 from pipeline.yaml_core import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -18,8 +18,21 @@ def test_base_alone_is_the_defaults():
     assert load_config(BASE) == RunConfig()
 
 
+def with_absent_sections(text):
+    """What is null by default and a section otherwise is followed by its keys as comments: the section, written out."""
+    text = re.sub(r"^( +\w+:) null(  # .*; its keys:)$", r"\1\2", text, flags=re.M)
+    return re.sub(r"^( +)# (\w+: .*  # .*)$", r"\1\2", text, flags=re.M)
+
+
+def test_absent_sections_are_written_with_their_defaults():
+    config = load_config(BASE, ["model.keypoint={}", "model.box.cascade={}", "model.box.class_agnostic=true"])
+    text = with_absent_sections(BASE.read_text(encoding="utf-8"))
+    written = from_yaml_text(text.replace("class_agnostic: false", "class_agnostic: true"))
+    assert written == config != RunConfig()
+
+
 def test_base_names_every_key_in_order():
-    origins = parse(BASE.read_text(encoding="utf-8"), "base.yaml").origins
+    origins = parse(with_absent_sections(BASE.read_text(encoding="utf-8")), "base.yaml").origins
     sections = {key.rpartition(".")[0] for key in origins}
     assert [key for key in origins if key not in sections] == known_keys()
 
@@ -27,7 +40,7 @@ def test_base_names_every_key_in_order():
 def test_base_explains_every_key():
     bare = [
         line
-        for line in BASE.read_text(encoding="utf-8").splitlines()
+        for line in with_absent_sections(BASE.read_text(encoding="utf-8")).splitlines()
         if re.match(r" +\w+: *[^ #]", line) and not re.search(r"  # \S", line)
     ]
     assert bare == []

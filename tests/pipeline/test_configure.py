@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 
-from model.config import AnchorConfig, BoxConfig, MaskConfig, ModelConfig, RPNConfig, TrunkConfig
+from model.config import (
+    AnchorConfig,
+    BoxConfig,
+    CascadeConfig,
+    KeypointConfig,
+    MaskConfig,
+    ModelConfig,
+    RPNConfig,
+    TrunkConfig,
+)
 from pipeline.config import ClusterConfig, DataConfig, InitConfig, OptimConfig, RunConfig, TrainConfig
 from pipeline.configure import ConfigError, from_yaml_text, known_keys, load_config, to_dict, to_yaml
 from pipeline.errors import UserError
@@ -220,7 +229,7 @@ def test_override_values_that_are_not_yaml(value):
         ("optimizer.lr=1", "optimizer.lr is not a key; did you mean optim.lr?"),
         ("nms_iou=0.5", "did you mean model.rpn.nms_iou or model.box.nms_iou?"),
         ("train.batch=4", "did you mean train.batch_images?"),
-        ("model.trunk.BodyName=resnet18", "did you mean model.trunk.body?"),
+        ("model.trunk.boddy=resnet18", "did you mean model.trunk.body?"),
         ("model.mask.score_threshold=0.5", "did you mean model.box.score_threshold?"),
         ("init.zzz=1", "init.zzz is not a key; init has weights"),
         ("zzz={a: 1, b: 2}", "zzz is not a key; the configuration has model, init, data"),
@@ -243,8 +252,11 @@ def test_unknown_keys_are_named_with_the_nearest_known_one(override, said):
         ("optim.lr='0.1'", 'optim.lr must be a number, got "0.1"'),
         ("data.drop_empty=1", "data.drop_empty must be true or false, got 1"),
         ("train.name=12", "train.name must be a text or null, got 12; write '\"12\"'"),
-        ("model.trunk.body=resnet20", 'must be one of resnet18, resnet34, resnet50, resnet101, got "resnet20"'),
-        ("model.mask.scheme=soft", 'model.mask.scheme must be independent, got "soft"'),
+        (
+            "model.trunk.body=resnet20",
+            "must be one of resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, ",
+        ),
+        ("model.mask.scheme=soft", 'model.mask.scheme must be one of independent, competing, agnostic, got "soft"'),
         ("model.input.mean=[1, 2]", "model.input.mean must be a list of 3 numbers, got [1, 2]"),
         ("model.input.mean=[1, 2, 3, 4]", "model.input.mean must be a list of 3 numbers, got [1, 2, 3, 4]"),
         ("data.train_sizes_px=160", "data.train_sizes_px must be a list of whole numbers, got 160"),
@@ -252,7 +264,7 @@ def test_unknown_keys_are_named_with_the_nearest_known_one(override, said):
         ("data.train=3", "data.train must be a text or a list of texts or null, got 3; write '\"3\"'"),
         ("data.train=[a, 3]", 'data.train must be a text or a list of texts or null, got ["a", 3]'),
         ("data.mix_weights=1", "data.mix_weights must be a list of numbers or null, got 1"),
-        ("model.mask=3", "model.mask must be null or a section with the keys scheme, roi_size"),
+        ("model.mask=3", "model.mask must be null or a section with the keys head, scheme, roi_size"),
         ("train=", "train must be a section with the keys name, steps"),
         ("optim.lr=.nan", "optim.lr must be finite, got NaN"),
         ("optim.clip_norm=.inf", "optim.clip_norm must be finite, got Infinity"),
@@ -275,8 +287,16 @@ def test_wrong_values_say_expected_and_got(override, said):
         ("model.rpn.nms_iou=1.5", "model.rpn.nms_iou must be at least 0 and at most 1, got 1.5"),
         ("model.input.std=[1, 0, 1]", "model.input.std must be above 0, got 0.0"),
         ("model.rpn.background_iou=0.8", "model.rpn.background_iou must be at most foreground_iou (0.7), got 0.8"),
-        ("model.rpn.anchors.sizes_px=[32, 64]", "must hold 5 sizes, one a level P2..P6, got 2"),
-        ("model.rpn.anchors.ratios=[]", "model.rpn.anchors.ratios must hold at least one ratio"),
+        ("model.rpn.anchors.sizes_px=[32, 64]", "must hold 5 sizes, one a level P2..P6 of trunk.neck=fpn, got 2"),
+        ("model.rpn.anchors.ratios=[]", "model.rpn.anchors.ratios must hold at least one number, got none"),
+        ("model.box.cascade={}", "model.box.class_agnostic must be true with box.cascade, got false"),
+        (
+            "model.box={class_agnostic: true, cascade: {weight_factors: [2]}}",
+            "model.box.cascade.weight_factors must hold 2 numbers",
+        ),
+        ("model.box=null", "model.mask must be null with box: null, got a section"),
+        ("model.keypoint.count=0", "model.keypoint.count must be at least 1, got 0"),
+        ("model.loss_weights.mask=-1", "model.loss_weights.mask must be at least 0, got -1"),
         ("optim.milestones=[9, 5]", "optim.milestones must ascend, got [9, 5]"),
         ("data.train_sizes_px=[]", "data.train_sizes_px must hold at least one size"),
         ("data.train_sizes_px=[2000]", "data.train_max_size_px (longer side) must be at least the shorter side, 2000"),
@@ -409,9 +429,11 @@ def test_order_of_keys_is_that_of_the_dataclasses():
             keys += leaves(value, f"{prefix}{field.name}.") if is_dataclass(value) else [prefix + field.name]
         return keys
 
-    assert known_keys() == leaves(RunConfig())
+    cascade = BoxConfig(class_agnostic=True, cascade=CascadeConfig())
+    whole = RunConfig(model=ModelConfig(box=cascade, keypoint=KeypointConfig()))
+    assert known_keys() == leaves(whole)
     assert list(to_dict(RunConfig())) == [field.name for field in fields(RunConfig)]
-    lines = to_yaml(RunConfig()).splitlines()
+    lines = to_yaml(whole).splitlines()
     assert lines[0] == "model:"
     assert [line.split(":")[0].strip() for line in lines if not line.endswith(":")] == [
         key.rpartition(".")[2] for key in known_keys()

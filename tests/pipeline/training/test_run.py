@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny_training import CLASSES, META, stepped, tiny_config, untouched_model, write_tiny
 
+from model.config import KeypointConfig
 from pipeline.config import ClusterConfig, DataConfig, InitConfig, RunConfig, TrainConfig
 from pipeline.configure import ConfigError
 from pipeline.data.quarantine import DataError
@@ -94,6 +95,22 @@ def test_other_classes_in_val(
     val = copied(shapes / "val", tmp_path / "val", lambda m: m.update(class_names=names(m["class_names"])))
     with pytest.raises(ConfigError, match=f"data.train and data.val have {message}"):
         prepare(replace(config, data=replace(config.data, val=val)), "x")
+
+
+def test_keypoints_are_those_of_the_data(config: RunConfig, shapes: Path, tmp_path: Path) -> None:
+    def with_keypoints(count: int | None) -> RunConfig:
+        return replace(config, model=replace(config.model, keypoint=KeypointConfig(count=count)))
+
+    with pytest.raises(ConfigError, match=r"model\.keypoint is set, but .*/train has no keypoints; shard from"):
+        prepare(with_keypoints(None), "x")
+    keypoints = {"names": ["top", "left", "right"], "flip": [0, 2, 1], "skeleton": []}
+    train = copied(shapes / "train", tmp_path / "train", lambda m: m.update(keypoints=keypoints))
+    config = replace(config, data=replace(config.data, train=train))
+    for count in (None, 3):
+        resolved = prepare(with_keypoints(count), "x").config.model.keypoint
+        assert resolved is not None and resolved.count == 3
+    with pytest.raises(ConfigError, match=r"model\.keypoint\.count is 17, .*/train has 3; leave it null"):
+        prepare(with_keypoints(17), "x")
 
 
 def test_data_without_an_image_to_train_on(config: RunConfig, shapes: Path, tmp_path: Path) -> None:
