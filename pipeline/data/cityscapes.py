@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipeline.data import images as pictures
 from pipeline.data import rle
-from pipeline.data.cityscapes_labels import CATEGORY_IDS, CLASS_NAMES, LABEL_IDS, draw_instances, label_ids
+from pipeline.data.cityscapes_labels import CATEGORY_IDS, CLASS_NAMES, LABEL_IDS, LABELS, draw_instances, label_ids
 from pipeline.data.instance_ids import Region, regions
 from pipeline.data.quarantine import BadSample, DataError, Quarantine
 from pipeline.data.records import Record, empty_record
@@ -96,17 +96,16 @@ class CityscapesReader:
     def _semantic(self, entry: CityscapesEntry, ids: NDArray[np.uint16]) -> bytes:
         """The PNG of label ids."""
         if entry.label_ids is None:
-            file = BytesIO()
             # A label above 255 // 1000 cannot be meant; it is quarantined as an annotation, and unlabeled here.
             labels = label_ids(ids)
-            Image.fromarray(np.where(np.isin(labels, list(LABEL_IDS)), labels, np.uint8(0))).save(file, "PNG")
-            return file.getvalue()
+            return _png(np.where(np.isin(labels, list(LABEL_IDS)) & ~_void_groups(ids), labels, np.uint8(0)))
         data = self._bytes(entry.label_ids)
         found = _decode_ids(data, entry.label_ids, 8, *ids.shape)
         unknown = sorted(set(np.flatnonzero(np.bincount(found.reshape(-1))).tolist()) - LABEL_IDS)
         if unknown:
             raise _BadImageError("labelIds has labels that are unknown", f"{entry.label_ids}: {unknown}")
-        return data
+        void = _void_groups(ids)
+        return _png(np.where(void, 0, found).astype(np.uint8)) if void.any() else data
 
     def _bytes(self, name: str) -> bytes:
         """A file of the listing; as nobody else names files, links to elsewhere (a city on another disk) are fine."""
@@ -275,6 +274,21 @@ def _decode_ids(data: bytes, name: str, bits: int, height: int, width: int) -> N
             return np.asarray(image).astype(np.uint16)
     except Exception as error:  # Pillow raises nearly anything on garbage
         raise _BadImageError(f"{kind} does not decode", f"{name}: {len(data)} bytes: {error}") from error
+
+
+def _void_groups(ids: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Groups of caravans or trailers, objects that are not scored: bool [H, W].
+
+    They are stored as unlabeled, because for Cityscapes' AP a group of caravans is void and a single caravan is not,
+    and label ids do not tell the two apart. Scores of label ids, which ignore both, stay the same.
+    """
+    return np.isin(ids, [label.id for label in LABELS if label.has_instances and label.train_id is None])
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def _append(record: Record, region: Region, label: int) -> None:

@@ -1,0 +1,85 @@
+"""Masks as stretches of pixels, and how many pixels each shares with each other, without drawing any.
+
+Pixels are numbered down the columns, as COCO's run lengths count them: pixel (x, y) is x * height + y.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data import rle
+
+
+class Spans(NamedTuple):
+    """S stretches of pixels, none empty, each of one of several masks."""
+
+    starts: NDArray[np.int64]  # [S], first pixel
+    ends: NDArray[np.int64]  # [S], one past the last
+    owners: NDArray[np.int64]  # [S], which mask, from 0
+
+
+def of_runs(masks: Sequence[NDArray[np.int64]]) -> Spans:
+    """The masks that these run lengths (zeros first) say, one after the other."""
+    bounds = [np.cumsum(runs) for runs in masks]
+    ends = [bound[1::2] for bound in bounds]
+    starts = [bound[0::2][: len(end)] for bound, end in zip(bounds, ends, strict=True)]
+    owners = np.repeat(np.arange(len(masks)), [len(end) for end in ends])
+    if not masks:
+        return Spans(*(np.zeros(0, dtype=np.int64),) * 3)
+    return _without_empty(Spans(np.concatenate(starts), np.concatenate(ends), owners))
+
+
+def of_rles(masks: Sequence[bytes], height: int, width: int) -> Spans:
+    """The masks of compressed counts. Raises ValueError where one is no RLE of this size."""
+    runs = [rle.parse_counts(counts) for counts in masks]
+    for number, each in enumerate(runs):
+        if (len(each) and each.min() < 0) or each.sum() != height * width:
+            raise ValueError(
+                f"run lengths must be at least 0 and add up to {height} x {width} = {height * width}, got lengths "
+                f"from {each.min(initial=0)} that add up to {each.sum()} in mask {number}"
+            )
+    return of_runs(runs)
+
+
+def of_mask(mask: NDArray[np.bool_]) -> Spans:
+    """One mask [H, W]."""
+    columns = np.ascontiguousarray(mask.T).reshape(-1)
+    padded = np.zeros(len(columns) + 2, dtype=np.bool_)
+    padded[1:-1] = columns
+    changes = np.flatnonzero(padded[1:] != padded[:-1])
+    return Spans(changes[0::2], changes[1::2], np.zeros(len(changes) // 2, dtype=np.int64))
+
+
+def areas(spans: Spans, masks: int) -> NDArray[np.int64]:
+    """Pixels of each mask: [masks]."""
+    return _sums(spans.owners, spans.ends - spans.starts, masks)
+
+
+def overlaps(spans: Spans, masks: int, disjoint: Spans, others: int) -> NDArray[np.int64]:
+    """Pixels that each mask shares with each of some others, which share none among themselves: [masks, others]."""
+    order = np.argsort(disjoint.starts, kind="stable")
+    starts, ends, owners = (column[order] for column in disjoint)
+    first = np.searchsorted(ends, spans.starts, side="right")  # [S] the first other stretch that ends after the start
+    count = np.searchsorted(starts, spans.ends, side="left") - first  # [S] other stretches that it meets
+    met = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())  # [M] which, one row a meeting
+    who = np.repeat(np.arange(len(count)), count)  # [M]
+    shared = np.minimum(spans.ends[who], ends[met]) - np.maximum(spans.starts[who], starts[met])
+    return _sums(spans.owners[who] * others + owners[met], shared, masks * others).reshape(masks, others)
+
+
+def pixels(spans: Spans) -> NDArray[np.int64]:
+    """The number of every pixel, stretch after stretch."""
+    lengths = spans.ends - spans.starts
+    return np.repeat(spans.starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+
+
+def _without_empty(spans: Spans) -> Spans:
+    some = spans.ends > spans.starts
+    return spans if some.all() else Spans(*(column[some] for column in spans))
+
+
+def _sums(groups: NDArray[np.int64], values: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Sum of the values of each group 0..count - 1; in float64, which holds whole numbers up to 2^53."""
+    return np.bincount(groups, weights=values, minlength=count).astype(np.int64)
