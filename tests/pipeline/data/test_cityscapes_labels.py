@@ -72,6 +72,7 @@ def test_table_is_the_official_one() -> None:
     scored = [(l.name, l.id) for l in official.labels if l.hasInstances and not l.ignoreInEval]  # noqa: E741
     assert scored == list(zip(CLASS_NAMES, CATEGORY_IDS, strict=True))
     assert len(LABEL_IDS) == 34
+    assert [label.id for label in LABELS] == [*range(34), -1]
 
 
 def test_label_of_every_id() -> None:
