@@ -206,6 +206,19 @@ def benchmark_accuracy(
     run(config, overrides or [], seeds, threads)
 
 
+@benchmark_app.command("cityscapes")
+def benchmark_cityscapes(
+    pictures: Annotated[int, typer.Option(min=1, help="Generated streets.")] = 8,
+    height: Annotated[int, typer.Option(min=64, help="Pixels; a street is twice as wide.")] = 1024,
+    detections: Annotated[int, typer.Option(min=1, help="A picture.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that take turns; medians are shown.")] = 3,
+) -> None:
+    """Scoring by Cityscapes' protocols, against cityscapesscripts."""
+    from jobs.benchmark_cityscapes import benchmark_cityscapes as run
+
+    run(pictures=pictures, height_px=height, detections=detections, rounds=rounds)
+
+
 @benchmark_app.command("data")
 def benchmark_data(
     annotations: Annotated[Path, typer.Option(help="COCO instances JSON.", show_default=False)],

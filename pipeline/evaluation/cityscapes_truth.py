@@ -23,8 +23,8 @@ COLUMNS = ("sample_id", "file_name", "height", "width", "classes", "crowd", "rle
 _IGNORED = [label.id for label in LABELS if label.train_id is None and label.id >= 0]
 # The official script looks for void among *instance* ids, where single caravans and trailers (29000 ...) are not 29
 # and 30: they are no void there. Groups of them are; sharding stores those as unlabeled.
-_VOID = np.zeros(256, dtype=np.bool_)  # by label id
-_VOID[[label.id for label in LABELS if label.id in _IGNORED and not label.has_instances]] = True
+_VOID_LABELS = np.isin(np.arange(256), [i for i in _IGNORED if not LABELS[i].has_instances])  # by label id
+_VOID_INSTANCES = np.isin(np.arange(1 << 16), _IGNORED)  # by instance id
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def from_record(record: Record) -> Truth:
         np.array(record["classes"], dtype=np.int64),
         np.array(record["crowd"], dtype=np.bool_),
         spans.of_rles(record["rles"], height, width),
-        spans.of_mask(_VOID[label_map(record)]),
+        spans.of_values(label_map(record), _VOID_LABELS),
     )
 
 
@@ -63,7 +63,7 @@ def from_instance_ids(ids: NDArray[np.uint16]) -> Truth:
         np.array([CATEGORY_IDS.index(_label(r.id)) + 1 for r in scored], dtype=np.int64),
         np.array([r.id < INSTANCES_A_LABEL for r in scored], dtype=np.bool_),
         spans.of_runs([r.runs for r in scored]),
-        spans.of_mask(np.isin(ids, _IGNORED)),
+        spans.of_values(ids, _VOID_INSTANCES),
     )
 
 

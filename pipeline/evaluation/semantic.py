@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.uint8]  # [H, W] label ids
 
 _DRAWN = tuple(label for label in LABELS if label.id >= 0)  # label i has id i
-_SCORED = tuple(label for label in _DRAWN if label.train_id is not None)
+_SCORED = tuple(label for label in _DRAWN if label.train_id is not None)  # in the order of the train ids 0, 1, ...
 _L = len(_DRAWN)  # ids are 0..L - 1
 CATEGORIES = tuple(dict.fromkeys(label.category for label in _SCORED))
 _AVERAGE_PX = {  # pixels of an object of average size, as the official script has them
@@ -153,7 +153,7 @@ def from_train_ids(train_ids: Labels) -> Labels:
     if len(wrong):
         raise UserError(f"train ids must be 0..{len(_SCORED) - 1} or 255, got {wrong[:5].tolist()}; see labels.py")
     table = np.zeros(256, dtype=np.uint8)
-    table[[label.train_id for label in _SCORED if label.train_id is not None]] = [label.id for label in _SCORED]
+    table[: len(_SCORED)] = [label.id for label in _SCORED]
     found: Labels = table[train_ids]
     return found
 
@@ -161,14 +161,14 @@ def from_train_ids(train_ids: Labels) -> Labels:
 def to_train_ids(labels: Labels) -> Labels:
     """Label ids [H, W] as train ids; 255 where the label is not scored."""
     table = np.full(256, 255, dtype=np.uint8)
-    table[[label.id for label in _SCORED]] = [label.train_id for label in _SCORED]
+    table[[label.id for label in _SCORED]] = range(len(_SCORED))
     found: Labels = table[labels]
     return found
 
 
 def _add_objects(sums: Sequence[Floats], predicted: Labels, truth: Truth) -> None:
     """Add the weighted pixels of a picture's objects to found, missed, category_found and category_missed."""
-    regions, columns = truth.regions, predicted.T.reshape(-1)
+    regions, columns = truth.regions, spans.down_columns(predicted)
     of = np.repeat(regions.owners, regions.ends - regions.starts)  # [pixels of all regions]
     codes = of * _L + columns[spans.pixels(regions)]
     seen = np.bincount(codes, minlength=len(truth.classes) * _L).reshape(-1, _L)  # [G, L] pixels by predicted label
