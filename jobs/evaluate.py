@@ -9,9 +9,9 @@ from pipeline.config import ClusterConfig, RunConfig
 from pipeline.configure import apply_overrides
 from pipeline.data.shards import load_index
 from pipeline.data.storage import Storage
-from pipeline.evaluation.evaluate import Evaluation, check_classes, evaluate
+from pipeline.evaluation.evaluate import Evaluation, check_classes, choose_protocol, evaluate
 from pipeline.evaluation.predict import choose_rows
-from pipeline.evaluation.tables import ap_table, per_class_table
+from pipeline.evaluation.tables import ap_table, class_columns, per_class_table
 from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.training.checkpoint import read_meta
@@ -25,6 +25,7 @@ def evaluate_checkpoint(checkpoint: Path, data: str, overrides: Sequence[str], o
     config = apply_overrides(config, overrides)
     shards = Storage.at(data)
     check_classes(meta, shards)
+    choose_protocol(config, shards)
     with err.status("starting Ray"):
         start_ray(config.cluster)
     layout = plan_workers(config.cluster)
@@ -44,9 +45,11 @@ def evaluate_and_show(
     if tracker is not None:
         tracker.log_ap(read_meta(checkpoint)[1].step, evaluation.aps)
         tracker.log_artifact(directory, None)
-    out.print(per_class_table(evaluation.aps, out.width))
+    out.print(per_class_table(class_columns(evaluation.aps), out.width))
     out.print(ap_table(evaluation.aps))
     if evaluation.pictures:
         out.print(f"pictures    {evaluation.pictures[0]}", soft_wrap=True, highlight=False)
     out.print(f"results     {directory}", soft_wrap=True, highlight=False)
+    if evaluation.submission is not None:
+        out.print(f"submission  {evaluation.submission}", soft_wrap=True, highlight=False)
     return evaluation

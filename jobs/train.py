@@ -8,6 +8,7 @@ from jobs.evaluate import evaluate_and_show
 from pipeline.configure import load_config, to_dict, to_yaml
 from pipeline.data.manifest import load_manifest
 from pipeline.data.mixture import locations
+from pipeline.evaluation.evaluate import choose_protocol
 from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.tracking.mlflow_store import default_uri
@@ -20,6 +21,7 @@ def train(config_path: Path, overrides: Sequence[str]) -> None:
     """Run it."""
     run = prepare(load_config(config_path, overrides), default_name=config_path.stem)
     config = run.config
+    choose_protocol(config, config.data.val or "")  # what cannot be scored is refused now, not after the training
     tracker = Tracker.start(config.track.uri or default_uri(run.directory.parent), config.track.experiment, run.name)
     status = "FAILED"
     try:

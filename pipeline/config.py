@@ -8,6 +8,7 @@ from model.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Limit, ModelConfi
 
 Precision = Literal["bf16", "float32"]
 Engine = Literal["hotcoco", "pycocotools"]
+Scorer = Literal["coco", "cityscapes"]
 Decode = Literal["worker", "cluster"]
 Resize = Literal["shortest", "jitter"]
 
@@ -185,9 +186,11 @@ class EvaluateConfig(Section):
     LIMITS: ClassVar[dict[str, Limit]] = {"batch_images": COUNT, "max_images": COUNT, "pictures": NOT_NEGATIVE}
 
     batch_images: int = 8  # a worker
-    engine: Engine = "hotcoco"
+    protocol: Scorer | None = None  # null: that of the data
+    engine: Engine = "hotcoco"  # of COCO's protocol
     max_images: int | None = None  # null: all of data.val
     pictures: int = 8  # prediction beside ground truth
+    submission: bool = False  # also write the files that Cityscapes' server takes
 
 
 @dataclass(frozen=True)

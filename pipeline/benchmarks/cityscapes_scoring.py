@@ -25,9 +25,9 @@ from pipeline.data.quarantine import Quarantine
 from pipeline.data.records import Record
 from pipeline.data.sharding import shard_dataset
 from pipeline.data.streets import generate_streets
-from pipeline.evaluation.cityscapes_ap import evaluate_cityscapes, join, match
+from pipeline.evaluation.cityscapes_ap import score_shards
 from pipeline.evaluation.cityscapes_submission import write_picture
-from pipeline.evaluation.cityscapes_truth import from_record, label_map, read_ground_truth
+from pipeline.evaluation.cityscapes_truth import label_map, read_ground_truth
 from pipeline.evaluation.semantic import score_label_maps
 
 Results = list[dict[str, Any]]
@@ -88,8 +88,7 @@ def measure_scoring(
         Image.fromarray(_noisy(rng, label_map(record))).save(path)
 
     def ap() -> NDArray[np.float64]:
-        tables = [match(from_record(record), found[record["sample_id"]]) for record in read_ground_truth(shards)]
-        return evaluate_cityscapes(join(tables)).aps
+        return score_shards(shards, found).aps
 
     def iou() -> list[float]:
         return list(score_label_maps(shards, lambda record: _read(label_maps[record["sample_id"]])).stats.values())

@@ -1,6 +1,10 @@
 """Cityscapes' instance-level AP, in memory; equal to cityscapesscripts' evalInstanceLevelSemanticLabeling.
 
-    tables = [match(truth, results) for ...]     of each picture on its own, on any worker
+    ap = score_shards(shards, {sample_id: results, ...})
+
+or, a picture at a time on any worker,
+
+    tables = [match(from_record(record), results) for ...]
     ap = evaluate_cityscapes(join(tables))
 
 What differs from COCO's AP: a match needs more than the overlap (COCO: at least); of the detections of an object the
@@ -17,16 +21,17 @@ Legend: P detections, G regions of the ground truth, K 8 classes, T 10 overlaps.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.cityscapes_labels import CATEGORY_IDS, CLASS_NAMES, LABEL_IDS
+from pipeline.data.storage import Location
 from pipeline.errors import UserError
 from pipeline.evaluation import spans
-from pipeline.evaluation.cityscapes_truth import Truth
+from pipeline.evaluation.cityscapes_truth import Truth, from_record, read_ground_truth
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +60,19 @@ class CityscapesAp:
     per_class_50: dict[str, float]  # class name -> AP at an overlap of 0.5
     instances: dict[str, int]  # class name -> objects that count
     aps: Floats  # [K, T]
+
+    def at_50(self) -> "CityscapesAp":
+        """The same with the classes' AP50 in the place of their AP."""
+        return replace(self, per_class=self.per_class_50)
+
+
+def score_shards(shards: Location, found: Mapping[int, Sequence[Mapping[str, Any]]]) -> CityscapesAp:
+    """AP of the results (see `match`) of some pictures of Cityscapes' shards: sample id -> results. Raises DataError.
+
+    A row group is in memory at a time, and of each picture that was read a row a detection.
+    """
+    records = read_ground_truth(shards, found.keys())
+    return evaluate_cityscapes(join([match(from_record(record), found[record["sample_id"]]) for record in records]))
 
 
 def match(truth: Truth, results: Sequence[Mapping[str, Any]]) -> Matches:

@@ -10,11 +10,44 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from pipeline.data import rle
 from pipeline.data.cityscapes import PICTURES
+from pipeline.data.cityscapes_labels import CATEGORY_IDS
+from pipeline.data.manifest import load_manifest
+from pipeline.data.quarantine import DataError
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.storage import Location
 from pipeline.errors import UserError
+
+
+def check_submission(shards: Location) -> None:
+    """Raises DataError where a submission cannot be written for shards. Those of the split test need no truth."""
+    if load_manifest(shards).category_ids != CATEGORY_IDS:
+        raise DataError(
+            f"{shards} does not hold Cityscapes' classes, and evaluate.submission writes for its server alone; "
+            "set evaluate.submission=false"
+        )
+
+
+def write_submission(
+    shards: Location, rows: pa.Table, found: Mapping[int, Sequence[Mapping[str, Any]]], directory: Path
+) -> None:
+    """Write the files of all pictures, also of those without detections.
+
+    Args:
+        shards: of Cityscapes' pictures.
+        rows: of the pictures, as the index has them.
+        found: sample id -> results, see write_picture.
+        directory: of the submission; text files of an earlier one that lie there go.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("*_pred.txt"):
+        old.unlink()
+    for row in read_rows(shards, rows, ("sample_id", "file_name")).to_pylist():
+        write_picture(directory, row["file_name"], found[row["sample_id"]])
 
 
 def write_picture(directory: Path, file_name: str, results: Sequence[Mapping[str, Any]]) -> Path:

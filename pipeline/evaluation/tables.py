@@ -1,6 +1,6 @@
 """AP as tables for the terminal (percent, one decimal) and as files (0..1, every digit): ap.json and per_class.csv.
 
-`aps` is always {"box": CocoAp, "mask": CocoAp} or one of the two; each becomes a column.
+`aps` is {"box": CocoAp, "mask": CocoAp} or one of the two, or {"mask": CityscapesAp}; each becomes a column.
 """
 
 import csv
@@ -12,8 +12,10 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pipeline.evaluation.cityscapes_ap import CityscapesAp
 from pipeline.evaluation.coco_ap import CocoAp
 
+Ap = CocoAp | CityscapesAp
 _MEANING = {
     "AP": "IoU .50:.95",
     "AP50": "IoU .50",
@@ -32,22 +34,32 @@ _ROWS_A_BLOCK = 20  # a longer class list goes on in a block beside the first, i
 _GAP = 3  # characters between two columns
 
 
-def ap_table(aps: Mapping[str, CocoAp]) -> Table:
-    """COCO's 12 numbers a column, in percent; "-" where there is no ground truth."""
+def ap_table(aps: Mapping[str, Ap]) -> Table:
+    """The protocol's numbers (COCO: 12, Cityscapes: 2) a column, in percent; "-" where there is no ground truth."""
     table = Table(box=SIMPLE_HEAD, title="average precision, %", title_justify="left", title_style="bold")
     table.add_column("")
     for task in aps:
         table.add_column(task, justify="right")
     table.add_column("", style="dim")
-    for name, meaning in _MEANING.items():
+    for name in next(iter(aps.values())).stats:
         style = "bold" if name == "AP" else None
-        table.add_row(name, *(percent(ap.stats[name]) for ap in aps.values()), meaning, style=style)
+        table.add_row(name, *(percent(ap.stats[name]) for ap in aps.values()), _MEANING[name], style=style)
         if name == "AP_large":
             table.add_section()
     return table
 
 
-def per_class_table(aps: Mapping[str, CocoAp], width: int = 80) -> Table:
+def class_columns(aps: Mapping[str, Ap]) -> dict[str, Ap]:
+    """`aps` as tables of classes show them: Cityscapes' with a column of AP50 beside that of AP."""
+    columns: dict[str, Ap] = {}
+    for task, ap in aps.items():
+        columns[task] = ap
+        if isinstance(ap, CityscapesAp):
+            columns[f"{task}50"] = ap.at_50()
+    return columns
+
+
+def per_class_table(aps: Mapping[str, Ap], width: int = 80) -> Table:
     """AP of each class in percent, and how many objects it has; long lists go on in blocks beside the first.
 
     Args:
@@ -81,16 +93,21 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def write_ap_json(aps: Mapping[str, CocoAp], path: Path) -> None:
+def write_ap_json(aps: Mapping[str, Ap], path: Path) -> None:
     """{"box": {"AP": 0.41, ..., "per_class": {"person": 0.5}}, ...}; null where there is no ground truth."""
     content = {
-        task: {**_defined(ap.stats), "per_class": _defined(ap.per_class), "instances": ap.instances}
+        task: {
+            **_defined(ap.stats),
+            "per_class": _defined(ap.per_class),
+            **({"per_class_50": _defined(ap.per_class_50)} if isinstance(ap, CityscapesAp) else {}),
+            "instances": ap.instances,
+        }
         for task, ap in aps.items()
     }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_per_class_csv(aps: Mapping[str, CocoAp], path: Path) -> None:
+def write_per_class_csv(aps: Mapping[str, Ap], path: Path) -> None:
     """One row a class: class, objects, box_AP, mask_AP; empty where there is no ground truth."""
     any_ap = next(iter(aps.values()))
     with path.open("w", newline="", encoding="utf-8") as file:

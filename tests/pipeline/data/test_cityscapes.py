@@ -105,7 +105,7 @@ def test_record(city: TinyCity) -> None:
     assert set(record) == set(SCHEMA.names)
     assert record["file_name"] == f"leftImg8bit/train/{FIRST}_leftImg8bit.png"
     assert record["image"] == city.picture(FIRST).read_bytes()
-    assert record["semantic"] == city.truth(FIRST, "labelIds.png").read_bytes()
+    assert record["semantic"] == city.truth(FIRST, "labelIds.png").read_bytes()  # a single caravan stays one
     ids = np.asarray(Image.open(city.truth(FIRST, "instanceIds.png")))
     assert record["sample_id"] == sample_id(FIRST)
     assert record["annotation_ids"] == [record["sample_id"] * 100000 + i for i in (26, 25000, 26000)]
@@ -130,6 +130,21 @@ def test_what_is_missing_is_drawn_from_what_is_there(city: TinyCity, missing: li
     labels = [np.asarray(Image.open(io.BytesIO(record.pop("semantic")))) for record in (before, after)]
     assert before == after
     assert np.array_equal(*labels) and labels[1].dtype == np.uint8
+
+
+@pytest.mark.parametrize("missing", [[], ["labelIds.png"]])
+def test_groups_of_what_is_not_scored_are_unlabeled(city: TinyCity, missing: list[str]) -> None:
+    ids = np.asarray(Image.open(city.truth(FIRST, "instanceIds.png"))).astype(np.uint16)
+    assert (ids == 29000).any()
+    ids[0, :6], ids[1, :6] = 29, 30
+    city.truth(FIRST, "instanceIds.png").write_bytes(png(ids))
+    city.truth(FIRST, "labelIds.png").write_bytes(png(label_ids(ids)))
+    for kind in missing:
+        city.truth(FIRST, kind).unlink()
+    found = np.asarray(Image.open(io.BytesIO(records(city.read(strict=True))["ahaus"]["semantic"])))
+    expected = label_ids(ids)
+    expected[:2, :6] = 0
+    assert found.dtype == np.uint8 and np.array_equal(found, expected)
 
 
 def test_ids_do_not_depend_on_what_else_is_there(city: TinyCity) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.evaluation.cityscapes_ap import CityscapesAp
 from pipeline.evaluation.coco_ap import STAT_NAMES, CocoAp
-from pipeline.evaluation.tables import ap_table, per_class_table, write_ap_json, write_per_class_csv
+from pipeline.evaluation.tables import ap_table, class_columns, per_class_table, write_ap_json, write_per_class_csv
 
 
 def ap(value: float, classes: dict[str, float]) -> CocoAp:
@@ -40,6 +41,21 @@ def test_per_class_table_fits_eighty_classes_in_a_terminal() -> None:
         assert all(f" {name} " in text for name in classes)
         assert len(text.splitlines()) < most_lines
     assert "objects" in text
+
+
+def test_cityscapes_numbers_are_ap_and_ap50() -> None:
+    stats, objects = {"AP": 0.301, "AP50": 0.552}, {"car": 31, "train": 0}
+    found = CityscapesAp(
+        stats, {"car": 0.512, "train": math.nan}, {"car": 0.733, "train": math.nan}, objects, np.empty(0)
+    )
+    rows = [line.split()[:2] for line in show(ap_table({"mask": found})).splitlines() if " IoU " in line]
+    assert rows == [["AP", "30.1"], ["AP50", "55.2"]]
+    text = show(per_class_table(class_columns({"mask": found}))).splitlines()
+    assert [line.split() for line in text if line.strip().startswith(("class", "car", "train"))] == [
+        ["class", "mask", "mask50", "objects"],
+        ["car", "51.2", "73.3", "31"],
+        ["train", "-", "-", "0"],
+    ]
 
 
 def test_files_hold_every_digit_and_no_nan(tmp_path: Path) -> None:

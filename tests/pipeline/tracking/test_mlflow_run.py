@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline.errors import UserError
+from pipeline.evaluation.cityscapes_ap import CityscapesAp
 from pipeline.evaluation.coco_ap import STAT_NAMES, CocoAp
 from pipeline.tracking.mlflow_run import CHANGED_TAG, Tracker, flatten
 from pipeline.tracking.mlflow_store import default_uri
@@ -140,6 +141,15 @@ def test_ap_with_unicode_and_odd_class_names(uri: str) -> None:
         "_": 0.3,
     }
     assert history(tracker, "mask/AP50") == [(100, 0.5)]
+
+
+def test_ap_by_cityscapes_protocol_comes_back(uri: str) -> None:
+    stats, empty = {"AP": 0.25, "AP50": 0.5}, np.zeros((2, 10))
+    ap = CityscapesAp(stats, {"car": 0.25, "bus": np.nan}, {"car": 0.5, "bus": np.nan}, {"car": 3, "bus": 0}, empty)
+    tracker = Tracker.start(uri, "maskrcnn", "streets")
+    tracker.log_ap(7, {"mask": ap})
+    expected = {"mask/AP": 0.25, "mask/AP50": 0.5, "mask/AP/car": 0.25, "mask50/AP/car": 0.5}
+    assert run_of(tracker).data.metrics == expected
 
 
 def test_a_store_that_is_away_is_waited_for(
