@@ -96,9 +96,46 @@ def area(counts: bytes, height: int, width: int) -> int:
 
 def parse_counts(counts: bytes) -> NDArray[np.int64]:
     """Run lengths of compressed counts: 5 bits a character, bit 6 continues, deltas to the run before last."""
+    values, _ = _numbers(counts)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def parse_many(masks: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Run lengths of N compressed counts at once: P pairs of zeros and the ones after them.
+
+    Returns:
+        [P, 2] one mask after the other, the last pair of a mask without ones where it ends in zeros; and [N] how many
+        pairs each mask has.
+    """
+    for counts in masks:
+        if counts and counts[-1] - 48 & 0x20:  # would run on into the next one
+            raise ValueError(f"not COCO's compressed counts: {_short(counts)}")
+    values, ends = _numbers(b"".join(masks))
+    runs = np.diff(np.searchsorted(ends, np.cumsum([len(counts) for counts in masks])), prepend=0)  # [N]
+    pairs = (runs + 1) // 2  # [N]
+    first = np.cumsum(pairs) - pairs  # [N] of each mask
+    padding = np.repeat(2 * first - (np.cumsum(runs) - runs), runs)  # zeros that come before a run
+    padded = np.zeros(2 * int(pairs.sum()), dtype=np.int64)
+    padded[np.arange(len(values)) + padding] = values
+    lengths = padded.reshape(-1, 2)  # [P, 2]
+    some = first[pairs > 0]
+    begins = lengths[some, 0]  # the first run is what it says, and no delta's base
+    lengths[some, 0] = 0
+    sums = np.cumsum(lengths, axis=0)
+    sums -= np.repeat(sums[some] - lengths[some], pairs[pairs > 0], axis=0)  # what masks before have added
+    sums[some, 0] = begins
+    odd = (first + pairs - 1)[runs % 2 == 1]
+    sums[odd, 1] = 0
+    return sums, pairs
+
+
+def _numbers(counts: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers that compressed counts spell, deltas as they are, and the place of each one's last character."""
     symbols = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if not len(symbols):
-        return np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     if symbols.min() < 0 or symbols.max() > 63 or symbols[-1] & 0x20:
         raise ValueError(f"not COCO's compressed counts: {_short(counts)}")
     ends = np.flatnonzero((symbols & 0x20) == 0)  # [R] last character of each run
@@ -108,9 +145,7 @@ def parse_counts(counts: bytes) -> NDArray[np.int64]:
         raise ValueError(f"not COCO's compressed counts (a run has {place.max() + 1} characters): {_short(counts)}")
     values = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
     values -= np.where(symbols[ends] & 0x10, np.int64(1) << (5 * (place[ends] + 1)), 0)  # sign
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
+    return values, ends
 
 
 def crop(runs: NDArray[np.int64], height: int, width: int, box: Sequence[float]) -> bytes:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data import rle
 from pipeline.data.cityscapes_labels import CATEGORY_IDS, INSTANCES_A_LABEL, LABELS
 from pipeline.data.instance_ids import regions
 from pipeline.data.manifest import load_manifest, shard_name
@@ -39,16 +40,17 @@ class Truth:
     void: Spans  # what is not scored at all
 
 
-def from_record(record: Record) -> Truth:
-    """Of a row of Cityscapes' shards (COLUMNS). Raises DataError where it holds no label ids."""
+def from_record(record: Record, labels: NDArray[np.uint8] | None = None) -> Truth:
+    """Of a row of Cityscapes' shards (COLUMNS); `labels` spare decoding them again. DataError where it has none."""
     height, width = record["height"], record["width"]
+    labels = label_map(record) if labels is None else labels
     return Truth(
         height,
         width,
         np.array(record["classes"], dtype=np.int64),
         np.array(record["crowd"], dtype=np.bool_),
         spans.of_rles(record["rles"], height, width),
-        spans.of_values(label_map(record), _VOID_LABELS),
+        spans.of_values(labels, _VOID_LABELS),
     )
 
 
@@ -62,7 +64,7 @@ def from_instance_ids(ids: NDArray[np.uint16]) -> Truth:
         width,
         np.array([CATEGORY_IDS.index(_label(r.id)) + 1 for r in scored], dtype=np.int64),
         np.array([r.id < INSTANCES_A_LABEL for r in scored], dtype=np.bool_),
-        spans.of_runs([r.runs for r in scored]),
+        spans.of_rles([rle.from_counts(r.runs.tolist(), height, width) for r in scored], height, width),
         spans.of_values(ids, _VOID_INSTANCES),
     )
 

@@ -143,7 +143,8 @@ def score_label_maps(shards: Location, predict: Callable[[Record], Labels]) -> S
     """Scores of all pictures of Cityscapes' shards; `predict` gives the label ids of each (it gets no image)."""
     counts = PixelCounts.none()
     for record in read_ground_truth(shards):
-        counts += count_pixels(label_map(record), predict(record), from_record(record))
+        labels = label_map(record)
+        counts += count_pixels(labels, predict(record), from_record(record, labels))
     return iou_scores(counts)
 
 

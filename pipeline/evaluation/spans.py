@@ -20,27 +20,18 @@ class Spans(NamedTuple):
     owners: NDArray[np.int64]  # [S], which mask, from 0
 
 
-def of_runs(masks: Sequence[NDArray[np.int64]]) -> Spans:
-    """The masks that these run lengths (zeros first) say, one after the other."""
-    bounds = [np.cumsum(runs) for runs in masks]
-    ends = [bound[1::2] for bound in bounds]
-    starts = [bound[0::2][: len(end)] for bound, end in zip(bounds, ends, strict=True)]
-    owners = np.repeat(np.arange(len(masks)), [len(end) for end in ends])
-    if not masks:
-        return Spans(*(np.zeros(0, dtype=np.int64),) * 3)
-    return _without_empty(Spans(np.concatenate(starts), np.concatenate(ends), owners))
-
-
 def of_rles(masks: Sequence[bytes], height: int, width: int) -> Spans:
     """The masks of compressed counts. Raises ValueError where one is no RLE of this size."""
-    runs = [rle.parse_counts(counts) for counts in masks]
-    for number, each in enumerate(runs):
-        if (len(each) and each.min() < 0) or each.sum() != height * width:
-            raise ValueError(
-                f"run lengths must be at least 0 and add up to {height} x {width} = {height * width}, got lengths "
-                f"from {each.min(initial=0)} that add up to {each.sum()} in mask {number}"
-            )
-    return of_runs(runs)
+    lengths, pairs = rle.parse_many(masks)
+    owners = np.repeat(np.arange(len(masks)), pairs)
+    sums, pixels = _sums(owners, lengths.sum(axis=1), len(masks)), height * width
+    if (sums != pixels).any() or lengths.min(initial=0) < 0:
+        raise ValueError(
+            f"run lengths must be at least 0 and add up to {height} x {width} = {pixels}, got lengths from "
+            f"{lengths.min(initial=0)} that add up to {sums[np.argmax(sums != pixels)]}"
+        )
+    bounds = np.cumsum(lengths.reshape(-1)).reshape(-1, 2) - owners[:, None] * pixels  # each mask has all pixels
+    return _without_empty(Spans(bounds[:, 0], bounds[:, 1], owners))
 
 
 def of_values(image: NDArray[Any], wanted: NDArray[np.bool_]) -> Spans:

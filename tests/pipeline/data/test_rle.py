@@ -255,3 +255,21 @@ def test_real_masks_are_pycocotools(coco_small: Path, split: str, capsys: pytest
         assert counts == coco.annToRLE(annotation)["counts"]
         again = rle.parse_counts(counts)
         assert again[1::2].sum() == coco_mask.area(coco.annToRLE(annotation))
+
+
+def test_many_at_once_are_the_same() -> None:
+    rng = np.random.default_rng(0)
+    masks = [rng.random((h, w)) < p for h, w in ((1, 1), (7, 9), (40, 33)) for p in (0, 0.02, 0.5, 1)]
+    for mask in masks[::3]:
+        mask[-1, -1] = True  # ends in ones
+    encoded = [b"", *(rle.from_mask(mask) for mask in masks), b"", rle.from_mask(np.zeros((600, 3000), dtype=np.bool_))]
+    for chosen in (encoded, encoded[::-1], encoded[1:2], [], [b"", b""]):
+        lengths, pairs = rle.parse_many(chosen)
+        assert lengths.shape == (pairs.sum(), 2) and len(pairs) == len(chosen)
+        for counts, found in zip(chosen, np.split(lengths, np.cumsum(pairs)[:-1]), strict=False):
+            expected = rle.parse_counts(counts)
+            assert found.reshape(-1)[: len(expected)].tolist() == expected.tolist()
+            assert not found.reshape(-1)[len(expected) :].any() and len(found) == (len(expected) + 1) // 2
+    for broken in (b"\x01", b"P1P", b"PPPPPPPP1"):
+        with pytest.raises(ValueError, match="not COCO's compressed counts"):
+            rle.parse_many([encoded[2], broken, encoded[3]])
