@@ -186,6 +186,7 @@ class EvaluateConfig(Section):
 
     batch_images: int = 8  # a worker
     engine: Engine = "hotcoco"
+    categories: tuple[str, ...] | None = None  # names of those that are scored; null: all
     max_images: int | None = None  # null: all of data.val
     pictures: int = 8  # prediction beside ground truth
 

@@ -167,6 +167,8 @@ def _check_keypoints(keypoints: Keypoints) -> None:
         raise _BadError(f"keypoints.flip does not swap {count} keypoints in pairs: {list(flip)!r:.80}")
     if not all(0 <= j < count for pair in keypoints.skeleton for j in pair):
         raise _BadError(f"keypoints.skeleton joins what is none of {count} keypoints: {keypoints.skeleton!r:.80}")
+    if keypoints.sigmas is not None and (len(keypoints.sigmas) != count or min(keypoints.sigmas) <= 0):
+        raise _BadError(f"keypoints.sigmas are not {count} numbers above 0: {keypoints.sigmas!r:.80}")
 
 
 @cache

@@ -51,6 +51,7 @@ class Keypoints:
     names: tuple[str, ...]  # J, such as left_eye
     flip: tuple[int, ...]  # J: keypoint j of a mirrored picture is keypoint flip[j] of the picture
     skeleton: tuple[tuple[int, int], ...]  # pairs of keypoints (from 0) that are joined when drawn
+    sigmas: tuple[float, ...] | None = None  # J, how far annotators differ (OKS); None: the data does not say
 
 
 @dataclass(frozen=True)

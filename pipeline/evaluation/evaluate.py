@@ -1,7 +1,7 @@
-"""AP of a checkpoint on shards, by COCO's protocol in original pixels, with the files that explain it.
+"""AP of a checkpoint on shards, by COCO's protocol (or LVIS's) in original pixels, with the files that explain it.
 
-Into one directory: results_box.json and results_mask.json (COCO's results format), ap.json, per_class.csv,
-pr_curves.png, pictures/*.png.
+Into one directory: results_box.json, results_mask.json and results_keypoint.json (COCO's results format), ap.json,
+per_class.csv, pr_curves.png, pictures/*.png. Of an RPN alone: its recall, and results_proposal.json.
 """
 
 import json
@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from model.config import ModelConfig
 from pipeline.config import RunConfig
 from pipeline.data.images import decode
 from pipeline.data.quarantine import DataError
 from pipeline.data.shard_rows import read_rows
-from pipeline.data.shards import annotations, load_index, load_manifest, to_records
+from pipeline.data.shards import Manifest, annotations, load_index, load_manifest, to_records
 from pipeline.data.storage import Location
 from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
 from pipeline.evaluation.curves import pr_curves
 from pipeline.evaluation.instances import from_record, from_results
 from pipeline.evaluation.pictures import draw_comparison, gallery
 from pipeline.evaluation.predict import choose_rows, predict_shards
-from pipeline.evaluation.tables import write_ap_json, write_per_class_csv
+from pipeline.evaluation.protocols import PROTOCOLS, Style, Task
+from pipeline.evaluation.tables import with_classes, write_ap_json, write_per_class_csv
 from pipeline.training.checkpoint import Meta, read_meta
 from pipeline.training.cluster import Layout
 
@@ -35,7 +37,7 @@ PICTURE_SCORE = 0.5  # detections below it are not drawn
 class Evaluation:
     """What came out, and where it lies."""
 
-    aps: dict[str, CocoAp]  # "box", "mask"
+    aps: dict[str, CocoAp]  # of tasks_of the model
     images: int
     undecodable: dict[int, str]  # sample id -> why; they count as images without detections
     directory: Path
@@ -51,6 +53,14 @@ def check_classes(meta: Meta, shards: Location) -> None:
             f"{shards} has {len(names)} classes, the checkpoint was trained on {len(meta.class_names)}; they differ in "
             f"{', '.join(other[:5]) or 'order'}; evaluate on shards made from the same categories"
         )
+
+
+def tasks_of(model: ModelConfig) -> tuple[Task, ...]:
+    """What a model's detections are scored for."""
+    if model.box is None:
+        return ("proposal",)
+    heads: dict[Task, object] = {"mask": model.mask, "keypoint": model.keypoint}
+    return ("box", *(task for task, head in heads.items() if head is not None))
 
 
 def evaluate(
@@ -72,10 +82,13 @@ def evaluate(
         on_progress: told how many images are done.
 
     Raises:
-        DataError: the shards have other classes.
+        DataError: the shards have other classes, or no keypoints for a model that finds them.
     """
     check_classes(read_meta(checkpoint)[1], shards)
-    category_ids = load_manifest(shards).category_ids
+    manifest = load_manifest(shards)
+    tasks = tasks_of(config.model)
+    if "keypoint" in tasks and manifest.keypoints is None:
+        raise DataError(f"{shards} has no keypoints to score; shard from annotations with keypoints")
     chosen = choose_rows(load_index(shards), config.evaluate.max_images)
     expected = set(chosen["sample_id"].to_pylist())
     found: dict[int, list[dict[str, Any]]] = {}
@@ -91,18 +104,19 @@ def evaluate(
         raise RuntimeError(f"{len(expected - found.keys())} images were not predicted: a bug in reading the shards")
     results = [result for sample_id in sorted(found) for result in found[sample_id]]
     truth = _restrict(annotations(shards), expected)
-    aps = {"box": evaluate_coco(truth, results, "bbox", config.evaluate.engine)}
-    if config.model.mask is not None:
-        aps["mask"] = evaluate_coco(truth, results, "segm", config.evaluate.engine)
+    style: Style = "lvis" if manifest.scoring == "lvis" else "coco"
+    engine, categories = config.evaluate.engine, config.evaluate.categories
+    aps: dict[str, CocoAp] = {task: evaluate_coco(truth, results, task, engine, style, categories) for task in tasks}
     directory.mkdir(parents=True, exist_ok=True)
-    for task, left_out in {"box": "segmentation", "mask": "bbox"}.items():
-        if task in aps:  # one file a task: with boxes in a mask file, pycocotools takes the boxes' areas for its sizes
-            lines = [{k: v for k, v in result.items() if k != left_out} for result in results]
-            (directory / f"results_{task}.json").write_text(json.dumps(lines))
+    for task in tasks:  # one file a task: with boxes in it, pycocotools takes the boxes' areas for its sizes
+        keys = ("image_id", "category_id", PROTOCOLS["coco"][task].geometry, "score")
+        lines = [{key: result[key] for key in keys} for result in results]
+        (directory / f"results_{task}.json").write_text(json.dumps(lines))
     write_ap_json(aps, directory / "ap.json")
-    write_per_class_csv(aps, directory / "per_class.csv")
-    pr_curves(aps, directory / "pr_curves.png")
-    pictures = _draw(chosen, shards, found, category_ids, config.evaluate.pictures, directory / "pictures")
+    if by_class := with_classes(aps):
+        write_per_class_csv(by_class, directory / "per_class.csv")
+        pr_curves(by_class, directory / "pr_curves.png")
+    pictures = _draw(chosen, shards, found, manifest, config.evaluate.pictures, directory / "pictures", config.model)
     return Evaluation(aps, len(found), undecodable, directory, pictures)
 
 
@@ -117,21 +131,23 @@ def _draw(
     chosen: pa.Table,
     shards: Location,
     found: Mapping[int, Sequence[Mapping[str, Any]]],
-    category_ids: Sequence[int],
+    manifest: Manifest,
     count: int,
     directory: Path,
+    model: ModelConfig,
 ) -> tuple[Path, ...]:
     """Prediction beside ground truth for `count` images spread over what was predicted, and all in one overview."""
     directory.mkdir(exist_ok=True)
     for old in directory.glob("*.png"):
         old.unlink()
-    names = load_manifest(shards).class_names
+    skeleton = () if manifest.keypoints is None else manifest.keypoints.skeleton
+    names = manifest.class_names if model.box is not None else ("object",) * len(manifest.class_names)
     spread = np.unique(np.linspace(0, chosen.num_rows - 1, min(count, chosen.num_rows)).round().astype(int))
     paths = []
     for record in to_records(read_rows(shards, chosen.take(spread))) if count else []:
         path = directory / f"{record['sample_id']:012d}.png"
-        predicted = from_results(found[record["sample_id"]], category_ids, PICTURE_SCORE)
-        draw_comparison(decode(record["image"]), from_record(record), predicted, names, path)
+        predicted = from_results(found[record["sample_id"]], manifest.category_ids, PICTURE_SCORE)
+        draw_comparison(decode(record["image"]), from_record(record), predicted, names, path, skeleton)
         paths.append(path)
     if paths:
         overview = directory / "overview.png"

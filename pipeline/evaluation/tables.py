@@ -1,12 +1,13 @@
 """AP as tables for the terminal (percent, one decimal) and as files (0..1, every digit): ap.json and per_class.csv.
 
-`aps` is always {"box": CocoAp, "mask": CocoAp} or one of the two; each becomes a column.
+`aps` holds some of {"box": CocoAp, "mask": ..., "keypoint": ..., "proposal": ...}; each becomes a column.
 """
 
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -14,44 +15,43 @@ from rich.table import Table
 
 from pipeline.evaluation.coco_ap import CocoAp
 
-_MEANING = {
-    "AP": "IoU .50:.95",
-    "AP50": "IoU .50",
-    "AP75": "IoU .75",
-    "AP_small": "area < 32²",
-    "AP_medium": "32² to 96²",
-    "AP_large": "area > 96²",
-    "AR_1": "recall, 1 detection an image",
-    "AR_10": "recall, 10 detections",
-    "AR_100": "recall, 100 detections",
-    "AR_small": "recall, area < 32²",
-    "AR_medium": "recall, 32² to 96²",
-    "AR_large": "recall, area > 96²",
-}
 _ROWS_A_BLOCK = 20  # a longer class list goes on in a block beside the first, if there is room
 _GAP = 3  # characters between two columns
 
 
-def ap_table(aps: Mapping[str, CocoAp]) -> Table:
-    """COCO's 12 numbers a column, in percent; "-" where there is no ground truth."""
-    table = Table(box=SIMPLE_HEAD, title="average precision, %", title_justify="left", title_style="bold")
-    table.add_column("")
-    for task in aps:
-        table.add_column(task, justify="right")
-    table.add_column("", style="dim")
-    for name, meaning in _MEANING.items():
-        style = "bold" if name == "AP" else None
-        table.add_row(name, *(percent(ap.stats[name]) for ap in aps.values()), meaning, style=style)
-        if name == "AP_large":
-            table.add_section()
-    return table
+def ap_tables(aps: Mapping[str, CocoAp]) -> Iterator[Table]:
+    """The official numbers, a column a task, in percent; "-" where there is no ground truth.
+
+    Tasks with the same numbers share a table.
+    """
+    for stats, group in groupby(aps.items(), lambda item: item[1].protocol.stats):
+        columns = dict(group)
+        title = "average recall of proposals, %" if "proposal" in columns else "average precision, %"
+        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+        table.add_column("")
+        for task in columns:
+            table.add_column(task, justify="right")
+        table.add_column("", style="dim")
+        for stat, after in zip(stats, (*stats[1:], None), strict=True):
+            style = "bold" if stat.name == "AP" else None
+            table.add_row(
+                stat.name, *(percent(ap.stats[stat.name]) for ap in columns.values()), stat.meaning, style=style
+            )
+            if after is not None and after.is_recall and not stat.is_recall:
+                table.add_section()
+        yield table
+
+
+def with_classes(aps: Mapping[str, CocoAp]) -> dict[str, CocoAp]:
+    """Those of `aps` that have a number for each class."""
+    return {task: ap for task, ap in aps.items() if ap.per_class}
 
 
 def per_class_table(aps: Mapping[str, CocoAp], width: int = 80) -> Table:
     """AP of each class in percent, and how many objects it has; long lists go on in blocks beside the first.
 
     Args:
-        aps: see above.
+        aps: with_classes, at least one.
         width: characters that a line may have, as `Console.width` says.
     """
     any_ap = next(iter(aps.values()))
@@ -82,16 +82,27 @@ def percent(value: float) -> str:
 
 
 def write_ap_json(aps: Mapping[str, CocoAp], path: Path) -> None:
-    """{"box": {"AP": 0.41, ..., "per_class": {"person": 0.5}}, ...}; null where there is no ground truth."""
+    """{"box": {"AP": 0.41, ..., "per_class": {"person": 0.5}}, ...}; null where there is no ground truth.
+
+    Keypoints: with the OKS sigmas that were used.
+    """
     content = {
-        task: {**_defined(ap.stats), "per_class": _defined(ap.per_class), "instances": ap.instances}
+        task: {
+            **_defined(ap.stats),
+            "per_class": _defined(ap.per_class),
+            "instances": ap.instances,
+            **({} if ap.sigmas is None else {"oks_sigmas": ap.sigmas}),
+        }
         for task, ap in aps.items()
     }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_per_class_csv(aps: Mapping[str, CocoAp], path: Path) -> None:
-    """One row a class: class, objects, box_AP, mask_AP; empty where there is no ground truth."""
+    """One row a class: class, objects, box_AP, mask_AP, ...; empty where there is no ground truth.
+
+    `aps` are with_classes, at least one.
+    """
     any_ap = next(iter(aps.values()))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

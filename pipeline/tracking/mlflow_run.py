@@ -110,7 +110,7 @@ class Tracker:
             self.try_to_flush()
 
     def log_ap(self, step: int, aps: Mapping[str, CocoAp]) -> None:
-        """`mask/AP`, `mask/AP50`, ... and `mask/AP/person` for each of {"box": ..., "mask": ...}, 0..1.
+        """`mask/AP`, `mask/AP50`, ... and `mask/AP/person` for each of {"box": ..., "mask": ..., ...}, 0..1.
 
         Numbers that are undefined (no ground truth of that size or class) are left out.
         """

@@ -8,15 +8,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.evaluation.coco_ap import STAT_NAMES, CocoAp
-from pipeline.evaluation.tables import ap_table, per_class_table, write_ap_json, write_per_class_csv
+from pipeline.evaluation.coco_ap import CocoAp
+from pipeline.evaluation.protocols import PROTOCOLS, STAT_NAMES
+from pipeline.evaluation.tables import ap_tables, per_class_table, write_ap_json, write_per_class_csv
 
 
 def ap(value: float, classes: dict[str, float]) -> CocoAp:
     stats = {name: value for name in STAT_NAMES} | {"AP_large": math.nan}
     k = len(classes)
     empty = np.zeros((10, 101, k, 4, 3))
-    return CocoAp("bbox", stats, classes, dict.fromkeys(classes, 7), empty, empty[:, 0])
+    return CocoAp(PROTOCOLS["coco"]["box"], stats, classes, dict.fromkeys(classes, 7), empty, empty[:, 0])
 
 
 def show(table: Table, width: int = 80) -> str:
@@ -26,7 +27,8 @@ def show(table: Table, width: int = 80) -> str:
 
 
 def test_ap_table_shows_percent_and_dashes() -> None:
-    text = show(ap_table({"box": ap(0.45678, {"a": 0.1}), "mask": ap(0.3, {"a": 0.1})}))
+    (table,) = ap_tables({"box": ap(0.45678, {"a": 0.1}), "mask": ap(0.3, {"a": 0.1})})
+    text = show(table)
     rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines() if line.strip().startswith("A")}
     assert rows["AP"] == ["45.7", "30.0"]
     assert rows["AP_large"] == ["-", "-"]
