@@ -59,6 +59,8 @@ class DataConfig(Section):
         "test_max_size_px": COUNT,
         "decode_threads": COUNT,
         "prefetch_batches": COUNT,
+        "proposals_train": COUNT,
+        "proposals_test": COUNT,
         "repeat_threshold": SHARE,
         "mix_weights": NOT_NEGATIVE,
         "max_instance_pixels": COUNT,
@@ -75,6 +77,8 @@ class DataConfig(Section):
     train_max_size_px: int = 1333  # longer side at most
     test_size_px: int = 800
     test_max_size_px: int = 1333
+    proposals_train: int = 2000  # of the shards, the best ones of an image at most; for model.rpn: null alone
+    proposals_test: int = 1000
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     drop_empty: bool = True  # images without a trainable object are left out of training (and counted)
     repeat_threshold: float | None = None  # share of images below which a class is repeated; null: no repeating
@@ -239,7 +243,12 @@ class RunConfig(Section):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def conflicts(self) -> Iterator[str]:
-        """Every worker gets the same share of a batch."""
+        """Every worker gets the same share of a batch; external proposals are of pictures as they are."""
+        if self.model.rpn is None and self.data.augment.copy_paste_probability:
+            yield (
+                f"data.augment.copy_paste_probability must be 0 with model.rpn: null, got "
+                f"{self.data.augment.copy_paste_probability}; nothing proposes what is pasted into a picture"
+            )
         images, workers = self.train.batch_images, self.cluster.workers
         if workers is not None and images % workers:
             yield (

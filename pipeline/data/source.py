@@ -68,3 +68,4 @@ class Dataset:
     source: dict[str, str]  # for people: names (not paths) of what it was read from, and FACTS about it
     generator: dict[str, Any] | None  # settings of a generated data set, None for real pictures
     quarantine: Quarantine = field(repr=False)  # what was refused before any picture was opened
+    proposals: bool = False  # whether the records have proposals of another system

@@ -16,6 +16,7 @@ import pyarrow as pa
 from model.config import ModelConfig
 from pipeline.config import RunConfig
 from pipeline.data.images import decode
+from pipeline.data.proposals import require_proposals
 from pipeline.data.quarantine import DataError
 from pipeline.data.shard_rows import read_rows
 from pipeline.data.shards import Manifest, annotations, load_index, load_manifest, to_records
@@ -82,13 +83,16 @@ def evaluate(
         on_progress: told how many images are done.
 
     Raises:
-        DataError: the shards have other classes, or no keypoints for a model that finds them.
+        DataError: the shards have other classes, or no keypoints for a model that finds them, or no
+            proposals for one without an RPN.
     """
     check_classes(read_meta(checkpoint)[1], shards)
     manifest = load_manifest(shards)
     tasks = tasks_of(config.model)
     if "keypoint" in tasks and manifest.keypoints is None:
         raise DataError(f"{shards} has no keypoints to score; shard from annotations with keypoints")
+    if config.model.rpn is None:
+        require_proposals([shards])
     chosen = choose_rows(load_index(shards), config.evaluate.max_images)
     expected = set(chosen["sample_id"].to_pylist())
     found: dict[int, list[dict[str, Any]]] = {}

@@ -113,6 +113,23 @@ def test_keypoints_are_those_of_the_data(config: RunConfig, shapes: Path, tmp_pa
         prepare(with_keypoints(17), "x")
 
 
+def test_a_model_without_an_rpn_needs_proposals_in_both_data_sets(
+    config: RunConfig, shapes: Path, tmp_path: Path
+) -> None:
+    config = replace(config, model=replace(config.model, rpn=None))
+
+    def proposed(split: str) -> str:
+        return copied(shapes / split, tmp_path / split, lambda m: m["counts"].update(proposals=5))
+
+    with pytest.raises(DataError, match=r"/train has no proposals, and model\.rpn is null .* --proposals FILE"):
+        prepare(config, "x")
+    config = replace(config, data=replace(config.data, train=proposed("train")))
+    with pytest.raises(DataError, match="/val has no proposals"):
+        prepare(config, "x")
+    config = replace(config, data=replace(config.data, val=proposed("val")))
+    assert prepare(config, "x").config.model.rpn is None
+
+
 def test_data_without_an_image_to_train_on(config: RunConfig, shapes: Path, tmp_path: Path) -> None:
     train = copied(shapes / "train", tmp_path / "train", lambda m: None)
     path = Path(train) / "index.parquet"
