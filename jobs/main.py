@@ -152,11 +152,16 @@ def evaluate(
     annotations: Annotated[
         Path | None, typer.Option(metavar="JSON", help="Their ground truth: COCO's or LVIS's.", show_default=False)
     ] = None,
-    task: Annotated[str, typer.Option(metavar="box|mask|keypoint|proposal", help="What of them is scored.")] = "box",
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="box|mask|keypoint|proposal", help="What of them is scored.", show_default="box"),
+    ] = None,
     categories: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Score these alone.", show_default="all")
     ] = None,
-    engine: Annotated[str, typer.Option(metavar="hotcoco|pycocotools", help="Of --predictions.")] = "hotcoco",
+    engine: Annotated[
+        str | None, typer.Option(metavar="hotcoco|pycocotools", help="Of --predictions.", show_default="hotcoco")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores of --predictions as JSON.")] = False,
 ) -> None:
     """AP of a checkpoint, or of a file of results: maskrcnn evaluate --predictions R.json --annotations A.json."""
@@ -169,10 +174,15 @@ def evaluate(
                 "--predictions and --annotations go together, without a checkpoint and without --data; "
                 "give either both of them or CHECKPOINT --data SHARDS"
             )
-        score(predictions, annotations, task, names, engine, as_json=as_json)
+        score(predictions, annotations, task or "box", names, engine or "hotcoco", as_json=as_json)
         return
     if checkpoint is None or data is None:
         raise UserError("there is nothing to score; give CHECKPOINT --data SHARDS, or --predictions and --annotations")
+    if task is not None or engine is not None or as_json:
+        raise UserError(
+            "--task, --engine and --json go with --predictions; a checkpoint is scored for all that it finds, by "
+            "evaluate.engine, into ap.json"
+        )
     from jobs.evaluate import evaluate_checkpoint as run
 
     chosen = [] if names is None else [f"evaluate.categories=[{', '.join(map(_quoted, names))}]"]

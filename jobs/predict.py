@@ -43,6 +43,8 @@ def predict(checkpoint: Path, paths: Sequence[Path], out_dir: Path, *, score: fl
             "not have; run `maskrcnn evaluate` on shards made with --proposals"
         )
     names, mask = predictor.meta.class_names, predictor.config.model.mask
+    if predictor.config.model.box is None:
+        names = ("object",) * len(names)  # a proposal has no class
     out_dir.mkdir(parents=True, exist_ok=True)
     results, listed, failed, instances = [], [], [], 0
     with progress("predicting", len(images)) as meter:

@@ -131,9 +131,11 @@ def annotations(location: Location) -> dict[str, Any]:
     ]
     for category, frequency in zip(categories, manifest.frequencies, strict=False):  # none but LVIS's
         category["frequency"] = frequency
-    if manifest.keypoints is not None and manifest.keypoints.sigmas is not None:
+    if manifest.keypoints is not None:
         for category in categories:
-            category["sigmas"] = list(manifest.keypoints.sigmas)
+            category["keypoints"] = list(manifest.keypoints.names)
+            if manifest.keypoints.sigmas is not None:
+                category["sigmas"] = list(manifest.keypoints.sigmas)
     return {
         "info": {"description": f"rebuilt from {storage.name}"},
         "images": images,

@@ -131,9 +131,10 @@ def _federate(source: Mapping[str, Any], images: list[Json], categories: list[Js
             image[key] = [c for c in given.get(key, ()) if c in scored]
 
 
-def _pose(annotations: list[Json], categories: Iterable[Mapping[str, Any]]) -> tuple[float, ...]:
+def _pose(annotations: list[Json], categories: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
     """Fill up annotations without keypoints; what the data set says, or COCO, of how far keypoints may be off."""
     lengths = {len(a["keypoints"]) for a in annotations if a["keypoints"]}
+    lengths |= {3 * len(c["keypoints"]) for c in categories if c.get("keypoints")}
     declared = {tuple(map(float, c["sigmas"])) for c in categories if c.get("sigmas")}
     if not lengths:
         raise UserError(

@@ -22,6 +22,7 @@ from pipeline.data.shard_rows import read_rows
 from pipeline.data.shards import Manifest, annotations, load_index, load_manifest, to_records
 from pipeline.data.storage import Location
 from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
+from pipeline.evaluation.coco_truth import check_truth
 from pipeline.evaluation.curves import pr_curves
 from pipeline.evaluation.instances import from_record, from_results
 from pipeline.evaluation.pictures import draw_comparison, gallery
@@ -95,6 +96,11 @@ def evaluate(
         require_proposals([shards])
     chosen = choose_rows(load_index(shards), config.evaluate.max_images)
     expected = set(chosen["sample_id"].to_pylist())
+    truth = _restrict(annotations(shards), expected)
+    style: Style = "lvis" if manifest.scoring == "lvis" else "coco"
+    engine, categories = config.evaluate.engine, config.evaluate.categories
+    for task in tasks:  # what cannot be scored is not predicted first
+        check_truth(truth, task, style, categories)
     found: dict[int, list[dict[str, Any]]] = {}
     undecodable: dict[int, str] = {}
     for predicted in predict_shards(checkpoint, shards, config, layout):
@@ -107,9 +113,6 @@ def evaluate(
     if found.keys() != expected:
         raise RuntimeError(f"{len(expected - found.keys())} images were not predicted: a bug in reading the shards")
     results = [result for sample_id in sorted(found) for result in found[sample_id]]
-    truth = _restrict(annotations(shards), expected)
-    style: Style = "lvis" if manifest.scoring == "lvis" else "coco"
-    engine, categories = config.evaluate.engine, config.evaluate.categories
     aps: dict[str, CocoAp] = {task: evaluate_coco(truth, results, task, engine, style, categories) for task in tasks}
     directory.mkdir(parents=True, exist_ok=True)
     for task in tasks:  # one file a task: with boxes in it, pycocotools takes the boxes' areas for its sizes

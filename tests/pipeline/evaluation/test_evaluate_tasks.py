@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,19 @@ def test_keypoints_are_scored_drawn_and_written(monkeypatch: pytest.MonkeyPatch,
     assert (tmp_path / "out/pr_curves.png").exists()
     *_, truth, found, _, _, skeleton = drawn[0]
     assert skeleton == ((0, 1), (0, 2)) and len(found.keypoints) == len(truth.keypoints)
+
+
+def test_of_a_few_images_none_may_have_a_keypoint(
+    monkeypatch: pytest.MonkeyPatch, shapes: Path, tmp_path: Path
+) -> None:
+    def name_keypoints(content: dict[str, Any]) -> None:
+        content["categories"][0]["keypoints"] = NAMES
+
+    place = shards(shapes, tmp_path, name_keypoints)
+    config = RunConfig(model=ModelConfig(keypoint=KeypointConfig(count=3)), evaluate=EvaluateConfig(pictures=0))
+    predicted = found_in(place, ("bbox", "segmentation", "keypoints"))
+    ap = score(monkeypatch, place, tmp_path / "out", predicted, config).aps["keypoint"]
+    assert all(math.isnan(value) for value in ap.stats.values()) and set(ap.instances.values()) == {0}
 
 
 def test_a_pose_model_needs_shards_with_keypoints(
