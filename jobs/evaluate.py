@@ -1,17 +1,17 @@
-"""`maskrcnn evaluate CHECKPOINT --data SHARDS`: box and mask AP, and the pictures that explain them."""
+"""`maskrcnn evaluate CHECKPOINT --data SHARDS`: AP of all that the model finds, and the pictures that explain it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from jobs.console import err, out, progress
+from jobs.score import show_ap
 from pipeline.config import ClusterConfig, RunConfig
 from pipeline.configure import apply_overrides
 from pipeline.data.shards import load_index
 from pipeline.data.storage import Storage
 from pipeline.evaluation.evaluate import Evaluation, check_classes, choose_protocol, evaluate
 from pipeline.evaluation.predict import choose_rows
-from pipeline.evaluation.tables import ap_table, class_columns, per_class_table
 from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.training.checkpoint import read_meta
@@ -45,8 +45,7 @@ def evaluate_and_show(
     if tracker is not None:
         tracker.log_ap(read_meta(checkpoint)[1].step, evaluation.aps)
         tracker.log_artifact(directory, None)
-    out.print(per_class_table(class_columns(evaluation.aps), out.width))
-    out.print(ap_table(evaluation.aps))
+    show_ap(evaluation.aps)
     if evaluation.pictures:
         out.print(f"pictures    {evaluation.pictures[0]}", soft_wrap=True, highlight=False)
     out.print(f"results     {directory}", soft_wrap=True, highlight=False)

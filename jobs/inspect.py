@@ -135,6 +135,8 @@ def _facts(record: Record, row: dict[str, Any]) -> Table:
     table.add_row("place", f"{shard_name(row['shard'])} row group {row['row_group']} row {row['row']}")
     crowd = sum(record["crowd"])
     table.add_row("annotations", f"{len(record['crowd']) - crowd} objects, {crowd} crowd regions")
+    if record.get("proposals"):
+        table.add_row("proposals", f"{len(record['proposals'])} of another system")
     if record["semantic"]:
         table.add_row("label picture", f"{len(record['semantic']):,} bytes")
     for name, classes in (("absent", record["negative_classes"]), ("not all annotated", record["partial_classes"])):

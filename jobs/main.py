@@ -135,19 +135,63 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)
+    ] = None,
     data: Annotated[
-        str, typer.Option(metavar="DIR_OR_URI", help="Shards: a directory or s3://, gs://.", show_default=False)
-    ],
+        str | None, typer.Option(metavar="DIR_OR_URI", help="Shards: a directory or s3://, gs://.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     out_dir: Annotated[
         Path | None, typer.Option("--out", help="Where results and pictures go.", show_default=False)
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="Score these results, in COCO's format, of any system.", show_default=False),
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Their ground truth: COCO's or LVIS's.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="box|mask|keypoint|proposal", help="What of them is scored.", show_default="box"),
+    ] = None,
+    categories: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="Score these alone.", show_default="all")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="hotcoco|pycocotools", help="Of --predictions.", show_default="hotcoco")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores of --predictions as JSON.")] = False,
 ) -> None:
-    """Box and mask AP of a checkpoint."""
+    """AP of a checkpoint, or of a file of results: maskrcnn evaluate --predictions R.json --annotations A.json."""
+    names = None if categories is None else [name.strip() for name in categories.split(",")]
+    if predictions is not None or annotations is not None:
+        from jobs.score import score
+
+        if predictions is None or annotations is None or checkpoint is not None or data is not None:
+            raise UserError(
+                "--predictions and --annotations go together, without a checkpoint and without --data; "
+                "give either both of them or CHECKPOINT --data SHARDS"
+            )
+        score(predictions, annotations, task or "box", names, engine or "hotcoco", as_json=as_json)
+        return
+    if checkpoint is None or data is None:
+        raise UserError("there is nothing to score; give CHECKPOINT --data SHARDS, or --predictions and --annotations")
+    if task is not None or engine is not None or as_json:
+        raise UserError(
+            "--task, --engine and --json go with --predictions; a checkpoint is scored for all that it finds, by "
+            "evaluate.engine, into ap.json"
+        )
     from jobs.evaluate import evaluate_checkpoint as run
 
-    run(checkpoint, data, overrides or [], out_dir)
+    chosen = [] if names is None else [f"evaluate.categories=[{', '.join(map(_quoted, names))}]"]
+    run(checkpoint, data, [*(overrides or []), *chosen], out_dir)
+
+
+def _quoted(text: str) -> str:
+    """As YAML."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 @app.command()

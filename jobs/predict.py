@@ -37,7 +37,14 @@ def predict(checkpoint: Path, paths: Sequence[Path], out_dir: Path, *, score: fl
     images = find_images(paths)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = Predictor(str(checkpoint), torch.get_num_threads(), device)
+    if predictor.config.model.rpn is None:
+        raise DataError(
+            f"{checkpoint} is a model without an RPN: it reads proposals of another system, which pictures alone do "
+            "not have; run `maskrcnn evaluate` on shards made with --proposals"
+        )
     names, mask = predictor.meta.class_names, predictor.config.model.mask
+    if predictor.config.model.box is None:
+        names = ("object",) * len(names)  # a proposal has no class
     out_dir.mkdir(parents=True, exist_ok=True)
     results, listed, failed, instances = [], [], [], 0
     with progress("predicting", len(images)) as meter:

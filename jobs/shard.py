@@ -17,6 +17,7 @@ from pipeline.data.coco import read_coco
 from pipeline.data.folder import read_folder
 from pipeline.data.lvis import read_lvis
 from pipeline.data.manifest import MANIFEST, QUARANTINE, Manifest, load_manifest
+from pipeline.data.proposals import with_proposals
 from pipeline.data.quarantine import DataError, Quarantine
 from pipeline.data.shapes import generate_shapes
 from pipeline.data.sharding import ROWS_PER_GROUP, ROWS_PER_SHARD, shard_dataset
@@ -45,11 +46,14 @@ def shard_coco(
     *,
     keypoints: Path | None,
     boxes_only: bool,
+    proposals: Sequence[Path],
     strict: bool,
     **writing: Unpack[Writing],
 ) -> None:
-    """Shard COCO instances, perhaps with keypoints."""
+    """Shard COCO instances, perhaps with keypoints, or with proposals of another system."""
     dataset = read_coco(annotations, images, Quarantine(strict), keypoints, boxes_only)
+    if proposals:
+        dataset = with_proposals(dataset, proposals)
     _shard_one(dataset, out_dir, annotations.stem, writing)
 
 
@@ -207,6 +211,7 @@ def _show(manifests: Mapping[Storage, Manifest]) -> None:
         "label_ids": "images with label ids",
         "negative_classes": "classes said to be absent, over all images",
         "partial_classes": "classes not all annotated, over all images",
+        "proposals": "proposals",
     }
     for key, label in (every | some).items():
         counts = [manifest.counts.get(key, 0) for manifest in manifests.values()]

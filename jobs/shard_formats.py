@@ -42,6 +42,14 @@ def shard_coco(
             "--boxes-only", help="Keep annotations without a segmentation: their mask is their box, for boxes alone."
         ),
     ] = False,
+    proposals: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Boxes of another system in COCO's results format, for model.rpn=null; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     strict: Strict = False,
     overwrite: Overwrite = False,
     rows_per_shard: RowsPerShard = None,
@@ -59,6 +67,7 @@ def shard_coco(
         out_dir,
         keypoints=keypoints,
         boxes_only=boxes_only,
+        proposals=proposals or [],
         strict=strict,
         overwrite=overwrite,
         workers=workers,

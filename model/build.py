@@ -8,6 +8,7 @@ from model.heads.cascade import Cascade
 from model.heads.keypoint import KeypointHead
 from model.heads.mask import FCN, MLP, MaskHead
 from model.heads.mask_scheme import Agnostic, Competing, Independent, MaskScheme
+from model.heads.proposer import External
 from model.heads.rpn import RPN
 from model.mask_rcnn import Heads, MaskRCNN
 from model.trunks.fpn import FPN
@@ -38,7 +39,9 @@ def build_model(config: ModelConfig) -> MaskRCNN:
             trunk.crop_channels, trunk.crop_side(config.mask.roi_size), scheme.channels(config.classes), config.mask
         )
         mask = MaskHead(layers, config.mask, scheme)
-    rpn = RPN(trunk.channels, len(config.trunk.levels), config.rpn)
+    proposer: RPN | External = External()
+    if config.rpn is not None:
+        proposer = RPN(trunk.channels, len(config.trunk.levels), config.rpn)
     box = cascade = None
     if config.box is not None:
         side = trunk.crop_side(config.box.roi_size)
@@ -55,4 +58,4 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         if config.keypoint.count is None:
             raise ValueError("model.keypoint.count is null; set it to the number of keypoints of an object")
         keypoint = KeypointHead(trunk.crop_channels, config.keypoint.count, config.keypoint)
-    return MaskRCNN(config.input, trunk, rpn, config.roi, Heads(box, cascade, mask, keypoint), config.loss_weights)
+    return MaskRCNN(config.input, trunk, proposer, config.roi, Heads(box, cascade, mask, keypoint), config.loss_weights)

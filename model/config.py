@@ -327,14 +327,17 @@ class LossWeightsConfig(Section):
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """A whole model. `mask: null` is Faster R-CNN, `box: null` on top of that is the RPN alone."""
+    """A whole model. `mask: null` is Faster R-CNN, `box: null` on top of that is the RPN alone.
+
+    `rpn: null` is Fast R-CNN: proposals come with the data.
+    """
 
     LIMITS: ClassVar[dict[str, Limit]] = {"classes": COUNT}
 
     classes: int | None = None  # object classes K without background; null: as many as the data has
     input: InputConfig = field(default_factory=InputConfig)
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
-    rpn: RPNConfig = field(default_factory=RPNConfig)
+    rpn: RPNConfig | None = field(default_factory=RPNConfig)
     roi: RoIConfig = field(default_factory=RoIConfig)
     box: BoxConfig | None = field(default_factory=BoxConfig)
     mask: MaskConfig | None = field(default_factory=MaskConfig)
@@ -347,6 +350,10 @@ class ModelConfig(Section):
             for name, section in (("mask", self.mask), ("keypoint", self.keypoint)):
                 if section is not None:
                     yield f"{name} must be null with box: null, got a section; it is read from the boxes that box finds"
+            if self.rpn is None:
+                yield "box must be a section with rpn: null, got null; without both nothing is left to learn"
+        if self.rpn is None:
+            return
         levels, sizes = self.trunk.levels, self.rpn.anchors.sizes_px
         if len(levels) > 1 and len(sizes) != len(levels):
             yield (

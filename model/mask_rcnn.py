@@ -19,7 +19,8 @@ from model.heads.box import BoxHead
 from model.heads.cascade import Cascade, Crop
 from model.heads.keypoint import KeypointHead, keypoints_of_heatmaps
 from model.heads.mask import MaskHead
-from model.heads.rpn import RPN, Proposals
+from model.heads.proposer import External, Proposed
+from model.heads.rpn import RPN
 from model.ops.boxes import clip_boxes
 from model.ops.sampling import gather_slots
 from model.roi_targets import SampledRoIs, image_index_of, keypoint_targets, mask_targets, sample_rois
@@ -36,13 +37,10 @@ class SamplingNoise:
 
 
 class _Seen(NamedTuple):
-    """A batch after the trunk and the RPN."""
+    """A batch after the trunk and the proposer."""
 
     pyramid: Pyramid
-    objectness: list[Tensor]  # [B, A_l] a level
-    deltas: list[Tensor]  # [B, A_l, 4] a level
-    anchors: list[Tensor]  # [A_l, 4] a level
-    proposals: Proposals
+    proposed: Proposed
 
 
 class Heads(NamedTuple):
@@ -55,7 +53,10 @@ class Heads(NamedTuple):
 
 
 class MaskRCNN(nn.Module):
-    """`model(batch)` gives the losses, `model.predict(batch)` the detections. Without `mask` it is Faster R-CNN."""
+    """`model(batch)` gives the losses, `model.predict(batch)` the detections. Without `mask` it is Faster R-CNN.
+
+    Without an RPN it is Fast R-CNN (with masks or keypoints where it has those heads): proposals come with the batch.
+    """
 
     mean: Tensor
     std: Tensor
@@ -64,7 +65,7 @@ class MaskRCNN(nn.Module):
         self,
         inputs: InputConfig,
         trunk: nn.Module,
-        rpn: RPN,
+        proposer: RPN | External,
         roi: RoIConfig,
         heads: Heads,
         loss_weights: LossWeightsConfig,
@@ -75,7 +76,7 @@ class MaskRCNN(nn.Module):
         self.divisor = inputs.divisor
         self.roi = roi
         self.trunk: Trunk = trunk  # type: ignore[assignment]  # a module that is a Trunk
-        self.rpn = rpn
+        self.rpn = proposer  # so its weights are named, whether it has any or not
         self.box = heads.box
         self.cascade = heads.cascade
         self.mask = heads.mask
@@ -109,14 +110,15 @@ class MaskRCNN(nn.Module):
         if targets is None:
             raise ValueError("the loss needs batch.targets, got None; call model.predict(batch) to detect")
         seen = self._look(batch)
+        proposals = seen.proposed.proposals
         if noise is None:
-            candidates = seen.proposals.boxes.shape[1] + targets.boxes.shape[1]
-            noise = self._draw(len(batch.images), sum(map(len, seen.anchors)), candidates)
-        losses: Losses = self.rpn.losses(seen.objectness, seen.deltas, seen.anchors, targets, noise.anchors)
+            candidates = proposals.boxes.shape[1] + targets.boxes.shape[1]
+            noise = self._draw(len(batch.images), seen.proposed.anchors, candidates)
+        losses: Losses = seen.proposed.losses(targets, noise.anchors)
         if self.box is not None:
             rois = sample_rois(
-                seen.proposals.boxes,
-                seen.proposals.real,
+                proposals.boxes,
+                proposals.real,
                 targets,
                 noise.rois,
                 self.roi.foreground_iou,
@@ -158,9 +160,7 @@ class MaskRCNN(nn.Module):
     def _look(self, batch: Batch) -> _Seen:
         images = self.normalise(batch.images, batch.sizes)
         pyramid = self.trunk(images)
-        objectness, deltas = self.rpn(pyramid)
-        anchors = self.rpn.anchors(pyramid, (images.shape[2], images.shape[3]))
-        return _Seen(pyramid, objectness, deltas, anchors, self.rpn.propose(objectness, deltas, anchors, batch.sizes))
+        return _Seen(pyramid, self.rpn.look(pyramid, (images.shape[2], images.shape[3]), batch))
 
     def _crop(self, pyramid: Pyramid, boxes: Tensor, size: int) -> Tensor:
         """Crops [B * N, C, P, P] of boxes [B, N, 4]."""
@@ -221,7 +221,7 @@ class MaskRCNN(nn.Module):
 
     def _detect(self, seen: _Seen, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Boxes [N, 4] in pixels of the input, scores [N] and classes [N] of each image, best first."""
-        rois, logits, real = seen.proposals
+        rois, logits, real = seen.proposed.proposals
         if self.box is None:  # all that is known of a proposal is that it is something: class 1, its objectness
             objectness = logits.sigmoid()
             return [

@@ -1,11 +1,11 @@
 """What flows into and out of the network. Background is class 0, objects are 1..K. Boxes are xyxy in pixels.
 
-Shape legend: B images, G ground-truth slots, H x W padded input, N detections, m mask size, C crop size (112),
-J keypoints.
+Shape legend: B images, G ground-truth slots, P proposals, H x W padded input, N detections, m mask size, C crop size
+(112), J keypoints.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,14 @@ class Targets:
         return _to(self, device)
 
 
+class Proposals(NamedTuple):
+    """Boxes to look at, best first, padded to P slots an image: the RPN's, or another system's (Fast R-CNN)."""
+
+    boxes: Tensor  # float32 [B, P, 4] xyxy, pixels of the input
+    scores: Tensor  # float32 [B, P], more is better; the RPN's are logits
+    real: Tensor  # bool [B, P], the rest fills up the slots
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images of one padded shape, as the loader hands them over: uint8, normalised on the device."""
@@ -53,11 +61,17 @@ class Batch:
     original_sizes: Tensor  # int64 [B, 2] (height, width) of the source image
     sample_ids: Tensor  # int64 [B]
     targets: Targets | None
+    proposals: Proposals | None = None  # of another system, for a model without an RPN
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`, targets included."""
-        moved = _to(replace(self, targets=None), device)
-        return replace(moved, targets=None if self.targets is None else self.targets.to(device))
+        """The same batch on `device`, targets and proposals included."""
+        moved = _to(replace(self, targets=None, proposals=None), device)
+        given = self.proposals
+        return replace(
+            moved,
+            targets=None if self.targets is None else self.targets.to(device),
+            proposals=None if given is None else Proposals(*(t.to(device, non_blocking=True) for t in given)),
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from model.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Limit, ModelConfi
 
 Precision = Literal["bf16", "float32"]
 Engine = Literal["hotcoco", "pycocotools"]
-Scorer = Literal["coco", "cityscapes"]
+Scorer = Literal["coco", "lvis", "cityscapes"]
 Decode = Literal["worker", "cluster"]
 Resize = Literal["shortest", "jitter"]
 
@@ -60,6 +60,8 @@ class DataConfig(Section):
         "test_max_size_px": COUNT,
         "decode_threads": COUNT,
         "prefetch_batches": COUNT,
+        "proposals_train": COUNT,
+        "proposals_test": COUNT,
         "repeat_threshold": SHARE,
         "mix_weights": NOT_NEGATIVE,
         "max_instance_pixels": COUNT,
@@ -76,6 +78,8 @@ class DataConfig(Section):
     train_max_size_px: int = 1333  # longer side at most
     test_size_px: int = 800
     test_max_size_px: int = 1333
+    proposals_train: int = 2000  # of the shards, the best ones of an image at most; for model.rpn: null alone
+    proposals_test: int = 1000
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     drop_empty: bool = True  # images without a trainable object are left out of training (and counted)
     repeat_threshold: float | None = None  # share of images below which a class is repeated; null: no repeating
@@ -188,6 +192,7 @@ class EvaluateConfig(Section):
     batch_images: int = 8  # a worker
     protocol: Scorer | None = None  # null: that of the data
     engine: Engine = "hotcoco"  # of COCO's protocol
+    categories: tuple[str, ...] | None = None  # names of those that are scored; null: all
     max_images: int | None = None  # null: all of data.val
     pictures: int = 8  # prediction beside ground truth
     submission: bool = False  # also write the files that Cityscapes' server takes
@@ -241,7 +246,12 @@ class RunConfig(Section):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def conflicts(self) -> Iterator[str]:
-        """Every worker gets the same share of a batch."""
+        """Every worker gets the same share of a batch; external proposals are of pictures as they are."""
+        if self.model.rpn is None and self.data.augment.copy_paste_probability:
+            yield (
+                f"data.augment.copy_paste_probability must be 0 with model.rpn: null, got "
+                f"{self.data.augment.copy_paste_probability}; nothing proposes what is pasted into a picture"
+            )
         images, workers = self.train.batch_images, self.cluster.workers
         if workers is not None and images % workers:
             yield (

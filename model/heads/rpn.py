@@ -3,28 +3,21 @@
 Legend: B images, L levels, A anchors an image over all levels (A_l on one level), P proposals, G ground-truth slots.
 """
 
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import RPNConfig
+from model.heads.proposer import Proposed
 from model.ops.anchors import cell_anchors, pyramid_anchors
 from model.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes, smooth_l1
 from model.ops.matching import match
 from model.ops.nms import nms_keep
 from model.ops.sampling import gather_slots, sample_slots
 from model.trunks.trunk import Pyramid
-from model.types import Losses, Targets
-
-
-class Proposals(NamedTuple):
-    """Boxes to look at, best first."""
-
-    boxes: Tensor  # float32 [B, P, 4] xyxy, pixels of the input
-    logits: Tensor  # float32 [B, P], objectness
-    real: Tensor  # bool [B, P], the rest fills up the slots
+from model.types import Batch, Losses, Proposals, Targets
 
 
 class RPN(nn.Module):
@@ -56,6 +49,13 @@ class RPN(nn.Module):
             objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float())
             deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4).float())
         return objectness, deltas
+
+    def look(self, pyramid: Pyramid, padded_size: tuple[int, int], batch: Batch) -> Proposed:
+        """What it proposes on a batch whose padded images have this (height, width)."""
+        objectness, deltas = self(pyramid)
+        anchors = self.anchors(pyramid, padded_size)
+        proposals = self.propose(objectness, deltas, anchors, batch.sizes)
+        return Proposed(proposals, sum(map(len, anchors)), partial(self.losses, objectness, deltas, anchors))
 
     def anchors(self, pyramid: Pyramid, padded_size: tuple[int, int]) -> list[Tensor]:
         """Anchors float32 [A_l, 4] of each level, pixels of the padded input."""

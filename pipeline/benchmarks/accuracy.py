@@ -90,8 +90,8 @@ def train_and_score(config: RunConfig, which: str, seed: int, on_step: Callable[
             else:
                 results += peer_results(model, [decode(r["image"]) for r in records], ids, manifest.category_ids)
     truth = annotations(shards)
-    box, mask = (evaluate_coco(truth, results, task).stats["AP"] for task in ("bbox", "segm"))
-    return Score(which, seed, box, mask, cpu_seconds)
+    box, mask = evaluate_coco(truth, results, "box"), evaluate_coco(truth, results, "mask")
+    return Score(which, seed, box.stats["AP"], mask.stats["AP"], cpu_seconds)
 
 
 def _plain(config: RunConfig, records: list[Record]) -> Batch:

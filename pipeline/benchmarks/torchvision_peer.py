@@ -31,9 +31,12 @@ def build_peer(config: RunConfig) -> nn.Module:
         or model.trunk.freeze_stages
         or model.mask is None
         or model.box is None
+        or model.rpn is None
         or model.classes is None
     ):
-        raise ValueError("the torchvision peer is built for trunk.norm=bn, trunk.freeze_stages=0 and a mask head")
+        raise ValueError(
+            "the torchvision peer is built for trunk.norm=bn, trunk.freeze_stages=0, an RPN and a mask head"
+        )
     body = torchvision.models.get_model(model.trunk.body, weights=None)
     stages = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
     widths = [body.get_submodule(name)[-1].bn2.num_features for name in stages]

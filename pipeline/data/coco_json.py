@@ -19,7 +19,7 @@ Json = dict[str, Any]
 def load(path: Path) -> Json:
     """A JSON object with the lists images, annotations and categories. Raises DataError."""
     try:
-        with _collector_paused():
+        with collector_paused():
             content = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError as error:
         raise DataError(f"no annotation file at {path}; give the path of an instances_*.json") from error
@@ -133,7 +133,7 @@ def is_number(value: object) -> bool:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """JSON makes millions of objects and no cycle: Python's search for cycles would take half of the time."""
     was_enabled = gc.isenabled()
     gc.disable()

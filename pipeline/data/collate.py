@@ -3,7 +3,7 @@
 All that is done to one sample is done in one call, in a thread of a pool (the decoders and the resize release the GIL)
 or, one sample after the other, in `collate`.
 
-Legend: B images, G ground-truth slots, C crop side, J keypoints.
+Legend: B images, G ground-truth slots, P proposals, C crop side, J keypoints.
 """
 
 import threading
@@ -15,18 +15,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.config import MaskTarget
-from model.types import CROP_SIZE, Batch, Targets
+from model.types import CROP_SIZE, Batch, Proposals, Targets
 from pipeline.data.augment import Geometry, Recipe, cut_to
 from pipeline.data.colour import ColourShift, shift_colours
 from pipeline.data.copy_paste import choose, paste
-from pipeline.data.ground_truth import GroundTruth, move
+from pipeline.data.ground_truth import GroundTruth, move, move_proposals
 from pipeline.data.images import ImageError, decode
 from pipeline.data.records import Record
 
 SLOT_STEP = 8  # ground-truth slots come in multiples: few different shapes
+PROPOSAL_STEP = 128  # and so do proposals
 OnBad = Callable[[int, str], None]
 
 
@@ -45,6 +47,7 @@ class _Made(NamedTuple):
     size: tuple[int, int]
     truth: GroundTruth | None
     bad: list[tuple[int, str]]  # (sample_id, reason) of pictures that could not be decoded
+    proposals: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None  # boxes [P, 4] and scores [P]
 
 
 def resize_into(slot: Tensor, image: np.ndarray, geometry: Geometry, colour: ColourShift | None = None) -> None:
@@ -90,11 +93,12 @@ def collate(
     targets: MaskTarget | None,
     keypoints: Sequence[int] | None,
     on_bad: OnBad,
+    proposals: int | None = None,
 ) -> Batch:
     """One batch, made in this thread. The arguments are the Collator's."""
     images = _blank(work, divisor)
-    made = [_make(slot, one, targets, keypoints) for slot, one in zip(images, work, strict=True)]
-    return _assemble(images, work, made, targets, keypoints, on_bad)
+    made = [_make(slot, one, targets, keypoints, proposals) for slot, one in zip(images, work, strict=True)]
+    return _assemble(images, work, made, targets, keypoints, on_bad, proposals)
 
 
 class Collator:
@@ -109,6 +113,7 @@ class Collator:
             stay zero and its ground truth is withdrawn, so that the batch keeps its place in the plan. A partner that
             cannot be decoded is told too, and gives nothing.
         keypoints: flip order of the data's keypoints (source.Keypoints.flip), None for targets without keypoints.
+        proposals: of another system, an image at most; None: the records have none.
     """
 
     def __init__(
@@ -119,9 +124,10 @@ class Collator:
         targets: MaskTarget | None,
         on_bad: OnBad,
         keypoints: Sequence[int] | None = None,
+        proposals: int | None = None,
     ) -> None:
         self.threads, self.ahead, self.divisor, self.targets, self.on_bad = threads, ahead, divisor, targets, on_bad
-        self.keypoints = keypoints
+        self.keypoints, self.proposals = keypoints, proposals
 
     def __call__(self, batches: Iterable[Sequence[Work]]) -> Iterator[Batch]:
         """A batch for each of `batches`."""
@@ -131,7 +137,7 @@ class Collator:
                 for work in batches:
                     images = _blank(work, self.divisor)
                     futures = [
-                        pool.submit(_make, slot, one, self.targets, self.keypoints)
+                        pool.submit(_make, slot, one, self.targets, self.keypoints, self.proposals)
                         for slot, one in zip(images, work, strict=True)
                     ]
                     ready.append((images, work, futures))
@@ -146,7 +152,7 @@ class Collator:
 
     def _finish(self, images: Tensor, work: Sequence[Work], futures: list[Future[_Made]]) -> Batch:
         made = [future.result() for future in futures]
-        return _assemble(images, work, made, self.targets, self.keypoints, self.on_bad)
+        return _assemble(images, work, made, self.targets, self.keypoints, self.on_bad, self.proposals)
 
 
 def _partner(one: Work) -> tuple[Record, Recipe] | None:
@@ -175,7 +181,13 @@ def _blank(work: Sequence[Work], divisor: int) -> Tensor:
     return torch.from_numpy(np.zeros(shape, np.uint8))
 
 
-def _make(slot: Tensor, one: Work, targets: MaskTarget | None, keypoints: Sequence[int] | None) -> _Made:
+def _make(
+    slot: Tensor,
+    one: Work,
+    targets: MaskTarget | None,
+    keypoints: Sequence[int] | None,
+    proposals: int | None,
+) -> _Made:
     """Everything that is done to one sample; its pixels go into `slot` [H, W, 3]."""
     record, recipe = one.record, one.recipe
     own = (recipe.geometry.new_height, recipe.geometry.new_width)
@@ -184,12 +196,13 @@ def _make(slot: Tensor, one: Work, targets: MaskTarget | None, keypoints: Sequen
     except ImageError as error:
         return _Made(own, None, [(record["sample_id"], str(error))])
     resize_into(slot, pixels, recipe.geometry, recipe.colour)
+    given = None if proposals is None else move_proposals(record, recipe.geometry, proposals)
     if targets is None:
-        return _Made(own, None, [])
+        return _Made(own, None, [], given)
     truth = move(record, recipe.geometry, targets, keypoints)
     partner = _partner(one)
     if partner is None:
-        return _Made(own, truth, [])
+        return _Made(own, truth, [], given)
     other, other_recipe = partner
     try:
         other_pixels = decode(other["image"])
@@ -231,6 +244,7 @@ def _assemble(
     targets: MaskTarget | None,
     keypoints: Sequence[int] | None,
     on_bad: OnBad,
+    proposals: int | None,
 ) -> Batch:
     for one in made:
         for sample_id, reason in one.bad:
@@ -245,7 +259,22 @@ def _assemble(
         torch.tensor([(one.record["height"], one.record["width"]) for one in work]),
         torch.tensor([one.record["sample_id"] for one in work]),
         truth,
+        None if proposals is None else _stack_proposals([one.proposals for one in made], proposals),
     )
+
+
+def _stack_proposals(given: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]] | None], most: int) -> Proposals:
+    """Pad the proposals of B images (None: withdrawn) to the same number of slots, `most` at most."""
+    longest = max(1, *(0 if one is None else len(one[1]) for one in given))
+    slots = min(most, -(-longest // PROPOSAL_STEP) * PROPOSAL_STEP)
+    boxes = np.zeros((len(given), slots, 4), np.float32)
+    scores = np.zeros((len(given), slots), np.float32)
+    real = np.zeros((len(given), slots), bool)
+    for image, one in enumerate(given):
+        if one is not None:
+            count = len(one[1])
+            boxes[image, :count], scores[image, :count], real[image, :count] = one[0], one[1], True
+    return Proposals(torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(real))
 
 
 def _stack(truths: Sequence[GroundTruth | None], frame: tuple[int, int], joints: int | None) -> Targets:

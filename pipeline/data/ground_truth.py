@@ -1,6 +1,6 @@
-"""The instances of a record, moved with its picture: boxes, mask crops, whole masks and keypoints in an input.
+"""What a record knows of its picture, moved with it: boxes, masks, keypoints of instances, and proposals.
 
-Legend: N instances without crowds, J keypoints, C crop side, h x w input.
+Legend: N instances without crowds, P proposals, J keypoints, C crop side, h x w input.
 """
 
 import math
@@ -60,11 +60,7 @@ def move(record: Record, geometry: Geometry, target: MaskTarget, flip_order: Seq
                 keep.remove(i)
             else:
                 boxes[i], crops[i] = seen
-    own = np.array([boxes[i] for i in keep], np.float32).reshape(-1, 4)
-    own -= np.array([geometry.left, geometry.top] * 2, np.float32)
-    own *= np.array(geometry.scales * 2, np.float32)
-    if geometry.flip:
-        own[:, [0, 2]] = geometry.new_width - own[:, [2, 0]]
+    own = move_boxes(np.array([boxes[i] for i in keep], np.float32).reshape(-1, 4), geometry)
     if target == "crop":
         masks = rle.unpack_crops([crops[i] for i in keep])
         masks = masks[:, :, ::-1] if geometry.flip else masks
@@ -75,6 +71,27 @@ def move(record: Record, geometry: Geometry, target: MaskTarget, flip_order: Seq
     classes = np.array([record["classes"][i] for i in keep], np.int64)
     keypoints = None if flip_order is None else _move_keypoints(record, keep, geometry, flip_order)
     return GroundTruth(keep, own, classes, masks, keypoints)
+
+
+def move_boxes(boxes: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
+    """Boxes [N, 4] xyxy of a picture, in the input that `geometry` makes of it."""
+    moved = (boxes - np.array([geometry.left, geometry.top] * 2, np.float32)) * np.array(
+        geometry.scales * 2, np.float32
+    )
+    if geometry.flip:
+        moved[:, [0, 2]] = geometry.new_width - moved[:, [2, 0]]
+    return moved
+
+
+def move_proposals(record: Record, geometry: Geometry, most: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Boxes [P, 4] xyxy in the input that `geometry` makes, and their scores [P]: the best `most` that are seen in it.
+
+    They move as ground-truth boxes do, and are cut to the input.
+    """
+    boxes = move_boxes(np.array(record["proposals"], np.float32).reshape(-1, 4), geometry)
+    boxes = np.clip(boxes, 0, np.array([geometry.new_width, geometry.new_height] * 2, np.float32))
+    seen = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))[:most]
+    return boxes[seen], np.array(record["proposal_scores"], np.float32)[seen]
 
 
 def input_mask(record: Record, i: int, geometry: Geometry) -> NDArray[np.uint8]:

@@ -136,7 +136,17 @@ def _keypoints(category: Json, path: Path) -> Keypoints:
                 f"{what}: 'skeleton' must be a list of pairs of keypoints (1..{len(names)}), got {pair!r:.200}; "
                 "mend it, or remove the skeleton (it is only for drawing)"
             )
-    return Keypoints(tuple(names), _flip(names, what), tuple((first - 1, second - 1) for first, second in pairs))
+    sigmas = category.get("sigmas")
+    if sigmas is not None:
+        numbers = sigmas if isinstance(sigmas, list) else [sigmas]
+        if len(numbers) != len(names) or not all(coco_json.is_number(sigma) and sigma > 0 for sigma in numbers):
+            raise DataError(
+                f"{what}: 'sigmas' must be {len(names)} numbers above 0, one a keypoint, got {sigmas!r:.200}; mend it, "
+                "or remove it to score with COCO's"
+            )
+        sigmas = tuple(map(float, numbers))
+    joined = tuple((first - 1, second - 1) for first, second in pairs)
+    return Keypoints(tuple(names), _flip(names, what), joined, sigmas)
 
 
 def _flip(names: Sequence[str], what: str) -> tuple[int, ...]:

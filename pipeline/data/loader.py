@@ -18,6 +18,8 @@ from pipeline.data.collate import Collator
 from pipeline.data.mixture import locations
 from pipeline.data.plan import Plan
 from pipeline.data.recipes import Recipes
+from pipeline.data.records import PROPOSAL_COLUMNS
+from pipeline.data.shard_rows import COLUMNS
 from pipeline.data.shards import load_manifest
 from pipeline.data.stream import Reading, stream_batches, stream_records
 
@@ -51,13 +53,15 @@ def training_batches(
     places = locations(data.train)
     recipes = make_recipes(config)
     shares = (plan.batch(step).share(rank, world) for step in steps)
-    reading = Reading(data.task_rows, data.read_tasks, 0.0, data.chunk_mb << 20, data.prefetch_batches)
+    reading = make_reading(config)
     if data.decode == "cluster":
         reading = replace(reading, tasks=max(1, int(decode_cpus)), task_cpus=min(1.0, decode_cpus))
         with closing(Ahead(stream_batches(shares, plan.index, places, recipes, reading, on_bad), 1)) as ready:
             yield from ready
         return
-    collate = Collator(threads, data.prefetch_batches, recipes.divisor, recipes.targets, on_bad, recipes.keypoints)
+    collate = Collator(
+        threads, data.prefetch_batches, recipes.divisor, recipes.targets, on_bad, recipes.keypoints, recipes.proposals
+    )
     with closing(Ahead(stream_records(shares, plan.index, places, reading), data.prefetch_batches)) as streamed:
         yield from collate(recipes.work(batch, records) for batch, records in streamed)
 
@@ -74,7 +78,15 @@ def make_recipes(config: RunConfig) -> Recipes:
         divisor=config.model.input.divisor,
         targets=mask.target if mask is not None else "crop",
         keypoints=None if keypoints is None else keypoints.flip,
+        proposals=data.proposals_train if config.model.rpn is None else None,
     )
+
+
+def make_reading(config: RunConfig) -> Reading:
+    """How a configuration's workers read, and which columns its model needs."""
+    data = config.data
+    columns = COLUMNS if config.model.rpn is not None else (*COLUMNS, *PROPOSAL_COLUMNS)
+    return Reading(data.task_rows, data.read_tasks, 0.0, data.chunk_mb << 20, data.prefetch_batches, columns)
 
 
 class Ahead(Generic[_T]):

@@ -18,8 +18,9 @@ from pipeline.data.storage import Location, Storage
 MANIFEST, INDEX, QUARANTINE = "manifest.json", "index.parquet", "quarantine.jsonl"
 COUNTS = ("images", "instances", "crowd", "empty", "grayscale")
 # Only where the data have them: instances with a labelled keypoint, images with label ids, and pairs of an image and a
-# class that was looked for and is absent (negative) or whose instances are not all annotated (partial).
-MORE_COUNTS = ("with_keypoints", "label_ids", "negative_classes", "partial_classes")
+# class that was looked for and is absent (negative) or whose instances are not all annotated (partial). Proposals
+# (counted, be it none) where there are columns for them.
+MORE_COUNTS = ("with_keypoints", "label_ids", "negative_classes", "partial_classes", "proposals")
 QUARANTINE_COUNTS = ("quarantined_images", "quarantined_annotations")
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -63,6 +64,11 @@ class Manifest:
     def images(self) -> int:
         """Rows in all."""
         return self.counts["images"]
+
+    @property
+    def has_proposals(self) -> bool:
+        """Whether the rows have proposals of another system."""
+        return "proposals" in self.counts
 
 
 def shard_name(shard: int) -> str:
@@ -167,6 +173,8 @@ def _check_keypoints(keypoints: Keypoints) -> None:
         raise _BadError(f"keypoints.flip does not swap {count} keypoints in pairs: {list(flip)!r:.80}")
     if not all(0 <= j < count for pair in keypoints.skeleton for j in pair):
         raise _BadError(f"keypoints.skeleton joins what is none of {count} keypoints: {keypoints.skeleton!r:.80}")
+    if keypoints.sigmas is not None and (len(keypoints.sigmas) != count or min(keypoints.sigmas) <= 0):
+        raise _BadError(f"keypoints.sigmas are not {count} numbers above 0: {keypoints.sigmas!r:.80}")
 
 
 @cache

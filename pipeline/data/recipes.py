@@ -21,6 +21,7 @@ class Recipes:
     divisor: int  # padded sides are multiples of it
     targets: MaskTarget
     keypoints: tuple[int, ...] | None  # flip order; None for targets without keypoints
+    proposals: int | None = None  # of another system, an image at most; None: none are read
 
     def work(self, batch: PlannedBatch, records: Sequence[Record]) -> list[Work]:
         """`records` are those of `batch.all_rows`: its samples, then the partners of those that have one."""

@@ -1,6 +1,6 @@
 """One sample, as a row of a shard. Boxes are xyxy in pixels of the original image; classes are 1..K."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import pyarrow as pa
 
@@ -26,6 +26,9 @@ class Record(TypedDict):
     keypoints: list[list[float]]
     negative_classes: list[int]  # federated data (LVIS): classes that were looked for and are absent; else empty
     partial_classes: list[int]  # federated data (LVIS): classes whose instances are not all annotated; else empty
+    # Of another system, P boxes [x1, y1, x2, y2] and falling scores; only in shards that have them.
+    proposals: NotRequired[list[list[float]]]
+    proposal_scores: NotRequired[list[float]]
     semantic: bytes  # PNG of label ids, uint8 [height, width]; empty where the data has none
     image: bytes  # the encoded file, untouched (JPEG, PNG, ...)
 
@@ -73,6 +76,14 @@ SCHEMA = pa.schema(
         pa.field("image", pa.large_binary(), nullable=False),
     ]
 )
+
+# Before the label pictures, among what is small. Only shards made with proposals have these columns.
+_PROPOSALS = (
+    pa.field("proposals", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
+    pa.field("proposal_scores", pa.list_(pa.float32()), nullable=False),
+)
+PROPOSAL_COLUMNS = tuple(field.name for field in _PROPOSALS)
+FULL_SCHEMA = pa.schema([*list(SCHEMA)[:-2], *_PROPOSALS, *list(SCHEMA)[-2:]])
 
 # One small row a sample, in index.parquet: what the plan needs without opening a shard.
 INDEX_SCHEMA = pa.schema(

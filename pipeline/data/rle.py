@@ -148,6 +148,44 @@ def _numbers(counts: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return values, ends
 
 
+def sound(counts: Sequence[bytes], pixels: Sequence[int]) -> NDArray[np.bool_]:
+    """Which of N compressed counts are valid runs that add up to `pixels`: from_segmentation's check, of many at once.
+
+    (One by one it takes longer than scoring the masks.)
+    """
+    lengths = np.array([len(c) for c in counts], dtype=np.int64)
+    good = lengths > 0
+    if not good.any():
+        return good & np.equal(pixels, 0)
+    symbols = np.frombuffer(b"".join(counts), dtype=np.uint8).astype(np.int64) - 48
+    firsts = (np.cumsum(lengths) - lengths)[good]  # of each that is not empty
+    good[good] = (np.minimum.reduceat(symbols, firsts) >= 0) & (np.maximum.reduceat(symbols, firsts) <= 63)
+    good[good] &= symbols[(np.cumsum(lengths) - 1)[good]] & 0x20 == 0  # the last run ends
+    symbols = symbols[np.repeat(good, lengths)]
+    if not len(symbols):
+        return good
+    ends = np.flatnonzero((symbols & 0x20) == 0)  # [R] last character of each run
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    characters = ends - starts + 1
+    place = np.minimum(np.arange(len(symbols)) - np.repeat(starts, characters), 7)  # of the character in its run
+    values = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
+    values -= np.where(symbols[ends] & 0x10, np.int64(1) << (5 * (place[ends] + 1)), 0)  # sign
+    own = np.repeat(np.arange(np.count_nonzero(good)), lengths[good])[ends]  # [R] whose run it is
+    first = np.flatnonzero(np.diff(own, prepend=-1))  # [N] its first run
+    number = np.arange(len(own)) - first[own]
+    for parity in (1, 2):  # runs 1, 3, ... and 2, 4, ... are sums of the differences before them
+        chosen = np.flatnonzero((number >= parity) & ((number - parity) % 2 == 0))
+        sums = np.cumsum(values[chosen])
+        begin = np.flatnonzero(number[chosen] == parity)
+        before = np.concatenate(([0], sums))[begin]
+        values[chosen] = sums - np.repeat(before, np.diff(np.append(begin, len(chosen))))
+    fits = np.maximum.reduceat(characters, first) <= 7
+    fits &= np.minimum.reduceat(values, first) >= 0
+    fits &= np.add.reduceat(values, first) == np.asarray(pixels)[good]
+    good[good] = fits
+    return good
+
+
 def crop(runs: NDArray[np.int64], height: int, width: int, box: Sequence[float]) -> bytes:
     """The 112 x 112 crop of a mask, given by its run lengths, inside its box (xyxy, pixels): row-major bits.
 

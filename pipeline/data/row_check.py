@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,8 @@ def _row(record: Record, classes: int) -> Iterator[Finding]:
     listed = [*record["negative_classes"], *record["partial_classes"]]
     if wrong := [c for c in listed if not 1 <= c <= classes]:
         yield Finding("negative or partial classes are not in 1..K", f"{wrong[:5]}, K is {classes}")
+    if "proposals" in record:
+        yield from _proposals(record)
     if record["semantic"]:
         try:
             labels = images.check(record["semantic"])
@@ -81,6 +84,17 @@ def _row(record: Record, classes: int) -> Iterator[Finding]:
                 yield Finding("the label picture is not the picture's size in grey", got)
         except images.ImageError as error:
             yield Finding("the label picture does not decode", str(error))
+
+
+def _proposals(record: Record) -> Iterator[Finding]:
+    boxes, scores = record["proposals"], record["proposal_scores"]
+    if len(boxes) != len(scores):
+        yield Finding("proposals and their scores differ in number", f"{len(boxes)} and {len(scores)}")
+    wrong = [fault for box in boxes if (fault := _box_fault(box, record["height"], record["width"])) is not None]
+    if wrong:
+        yield Finding("a proposal is no box in its picture", f"{len(wrong)} of {len(boxes)}, one: {wrong[0]}")
+    if not all(map(math.isfinite, scores)) or any(a < b for a, b in pairwise(scores)):
+        yield Finding("scores of proposals do not fall", f"{scores[:5]}")
 
 
 def _object(record: Record, position: int, classes: int, keypoints: int | None) -> Iterator[Finding]:

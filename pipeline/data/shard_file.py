@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.manifest import COUNTS
-from pipeline.data.records import SCHEMA, Record
+from pipeline.data.records import FULL_SCHEMA, SCHEMA, Record
 from pipeline.data.source import Sample
 
 _STORED_AS_IS = ("semantic", "image")  # compressed by their own formats
@@ -30,26 +30,29 @@ class ShardFile:
     counts: dict[str, int]  # COUNTS, and those of MORE_COUNTS that are not 0
 
 
-def encode_shard(samples: Iterable[Sample], number: int, rows_per_group: int) -> ShardFile | None:
-    """A shard of some samples; None where there are none. Holds the whole file in memory."""
+def encode_shard(
+    samples: Iterable[Sample], number: int, rows_per_group: int, proposals: bool = False
+) -> ShardFile | None:
+    """A shard of some samples, with or without their proposals; None where there are none. Holds the file in memory."""
+    schema = FULL_SCHEMA if proposals else SCHEMA
     index: list[_Row] = []
     counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
     group: list[Record] = []
     groups = 0
     sink = pa.BufferOutputStream()
-    compression = {_leaf(field): "none" if field.name in _STORED_AS_IS else "zstd" for field in SCHEMA}
+    compression = {_leaf(field): "none" if field.name in _STORED_AS_IS else "zstd" for field in schema}
     with pq.ParquetWriter(
-        sink, SCHEMA, compression=compression, use_dictionary=False, write_statistics=False, data_page_version="1.0"
+        sink, schema, compression=compression, use_dictionary=False, write_statistics=False, data_page_version="1.0"
     ) as writer:
         for sample in samples:
             index.append(_index_row(sample.record, number, groups, len(group)))
             counts.update(count_row(sample.record, sample.grayscale))
             group.append(sample.record)
             if len(group) == rows_per_group:
-                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
                 groups, group = groups + 1, []
         if group:
-            writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
     if not index:
         return None
     content = sink.getvalue()
@@ -70,6 +73,7 @@ def count_row(record: Record, grayscale: bool) -> dict[str, int]:
         "label_ids": int(bool(record["semantic"])),
         "negative_classes": len(record["negative_classes"]),
         "partial_classes": len(record["partial_classes"]),
+        "proposals": len(record.get("proposals", ())),
     }
     return {
         "images": 1,

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.manifest import shard_name
 from pipeline.data.quarantine import DataError
-from pipeline.data.records import SCHEMA
+from pipeline.data.records import FULL_SCHEMA, PROPOSAL_COLUMNS, SCHEMA
 from pipeline.data.storage import Location, Storage
 
 ROW_KEYS = ("shard", "row_group", "row", "bytes", "offset")  # what names a row: columns of the index
@@ -77,16 +77,16 @@ def read_rows(
     Args:
         location: of the shards.
         rows: ROW_KEYS of each, as the index has them; other columns are ignored.
-        columns: which; they come in the order of SCHEMA. All but "semantic" by default.
+        columns: which; they come in the order of FULL_SCHEMA. All but "semantic" and the proposals by default.
         traffic: counts what was read.
 
     Raises:
-        DataError: a shard is missing, or is not the one that the index was made for.
+        DataError: a shard is missing, is not the one that the index was made for, or has no proposals.
     """
     storage = Storage.at(location)
     traffic = traffic or Traffic()
     keys = {key: rows[key].to_numpy() for key in ROW_KEYS}
-    names = [name for name in SCHEMA.names if name in columns]
+    names = [name for name in FULL_SCHEMA.names if name in columns]
     small = [name for name in names if name != "image"]
     pictures: list[memoryview] = [memoryview(b"")] * rows.num_rows
     members = [np.flatnonzero(keys["shard"] == shard) for shard in np.unique(keys["shard"])]
@@ -106,12 +106,12 @@ def read_rows(
         places[member] = base + np.arange(len(member))
         base += len(member)
     traffic.rows += rows.num_rows
-    table = pa.concat_tables(parts).take(places) if parts else SCHEMA.empty_table().select(small)
+    table = pa.concat_tables(parts).take(places) if parts else FULL_SCHEMA.empty_table().select(small)
     found = list(table.columns)
     if "image" in names:
         traffic.picture_bytes += int(keys["bytes"].sum())
         found.append(pa.array(pictures, pa.large_binary()))
-    return pa.table(found, schema=pa.schema([SCHEMA.field(name) for name in names]))
+    return pa.table(found, schema=pa.schema([FULL_SCHEMA.field(name) for name in names]))
 
 
 def _read_shard(
@@ -125,6 +125,8 @@ def _read_shard(
     """Small columns and pictures of some rows of one shard, in the order asked for."""
     opened = _open(storage, name, traffic)
     size, metadata = opened.identity[0], opened.metadata
+    if not set(PROPOSAL_COLUMNS).intersection(small) <= set(opened.leaves):
+        raise DataError(f"{storage.child(name)} has no proposals; write the shards again with --proposals FILE")
     groups, group_of = np.unique(wanted["row_group"], return_inverse=True)
     if groups[-1] >= metadata.num_row_groups:
         raise _foreign(storage, name)

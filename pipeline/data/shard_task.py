@@ -54,6 +54,7 @@ def write_shard(
     strict: bool,
     threads: int,
     on_image: Callable[[], None] | None = None,
+    proposals: bool = False,
 ) -> FinishedShard:
     """Write one shard, unless it is finished already. Holds it in memory; decodes on `threads` threads.
 
@@ -80,7 +81,7 @@ def write_shard(
             if on_image is not None:
                 on_image()
 
-    file = encode_shard(usable(), task.number, rows_per_group)
+    file = encode_shard(usable(), task.number, rows_per_group, proposals)
     if file is None:
         out.delete(name)
         finished = FinishedShard(made_from, None, [], {}, bad)

@@ -78,6 +78,7 @@ def shard_dataset(
         "out": out,
         "rows_per_group": rows_per_group,
         "strict": dataset.quarantine.strict,
+        "proposals": dataset.proposals,
     }
     finished: dict[int, FinishedShard] = {}
     index: dict[int, pa.Table] = {}
@@ -180,7 +181,7 @@ def _conclude(
 ) -> Manifest:
     """Index, quarantine, and last the manifest, from shards in their order."""
     quarantine = dataset.quarantine
-    counts = dict.fromkeys(COUNTS, 0)
+    counts = dict.fromkeys((*COUNTS, "proposals") if dataset.proposals else COUNTS, 0)
     for part in finished:
         for bad in part.quarantine:
             quarantine.add(bad)

@@ -38,6 +38,7 @@ __all__ = [
     "to_records",
     "verify",
 ]
+_FEDERATED = {"neg_category_ids": "negative_classes", "not_exhaustive_category_ids": "partial_classes"}
 _ANNOTATION_COLUMNS = [name for name in SCHEMA.names if name not in ("image", "crops", "semantic")]
 
 
@@ -87,7 +88,8 @@ def to_records(table: pa.Table) -> list[Record]:
 def annotations(location: Location) -> dict[str, Any]:
     """COCO's ground-truth dict rebuilt from the shards, without reading a picture. Raises DataError.
 
-    Category and annotation ids are the source's, boxes are clipped to the image, masks are RLE with `str` counts.
+    Category and annotation ids are the source's, boxes are clipped to the image, masks are RLE with `str` counts. With
+    keypoints where the data has them, and what LVIS says of images and categories.
     """
     storage = Storage.at(location)
     manifest = load_manifest(storage)
@@ -101,7 +103,11 @@ def annotations(location: Location) -> dict[str, Any]:
             raise _missing(storage, shard.name) from error
         for row in rows:
             number, size = row["sample_id"], [row["height"], row["width"]]
-            images.append({"id": number, "file_name": row["file_name"], "height": size[0], "width": size[1]})
+            image = {"id": number, "file_name": row["file_name"], "height": size[0], "width": size[1]}
+            if manifest.scoring == "lvis":
+                for key, name in _FEDERATED.items():
+                    image[key] = [manifest.category_ids[class_ - 1] for class_ in row[name]]
+            images.append(image)
             columns = (row[key] for key in ("annotation_ids", "boxes", "classes", "crowd", "areas", "rles"))
             found[number] = [
                 {
@@ -115,13 +121,26 @@ def annotations(location: Location) -> dict[str, Any]:
                 }
                 for annotation_id, box, class_, crowd, area, counts in zip(*columns, strict=True)
             ]
+            for annotation, points in zip(found[number], row["keypoints"], strict=True):
+                if points:
+                    annotation["keypoints"] = points
+                    annotation["num_keypoints"] = sum(visibility > 0 for visibility in points[2::3])
     images.sort(key=lambda image: image["id"])
-    pairs = zip(manifest.category_ids, manifest.class_names, strict=True)
+    categories: list[dict[str, Any]] = [
+        {"id": number, "name": name} for number, name in zip(manifest.category_ids, manifest.class_names, strict=True)
+    ]
+    for category, frequency in zip(categories, manifest.frequencies, strict=False):  # none but LVIS's
+        category["frequency"] = frequency
+    if manifest.keypoints is not None:
+        for category in categories:
+            category["keypoints"] = list(manifest.keypoints.names)
+            if manifest.keypoints.sigmas is not None:
+                category["sigmas"] = list(manifest.keypoints.sigmas)
     return {
         "info": {"description": f"rebuilt from {storage.name}"},
         "images": images,
         "annotations": [annotation for image in images for annotation in found[image["id"]]],
-        "categories": [{"id": number, "name": name} for number, name in pairs],
+        "categories": categories,
     }
 
 

@@ -51,6 +51,7 @@ class Keypoints:
     names: tuple[str, ...]  # J, such as left_eye
     flip: tuple[int, ...]  # J: keypoint j of a mirrored picture is keypoint flip[j] of the picture
     skeleton: tuple[tuple[int, int], ...]  # pairs of keypoints (from 0) that are joined when drawn
+    sigmas: tuple[float, ...] | None = None  # J, how far annotators differ (OKS); None: the data does not say
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,4 @@ class Dataset:
     source: dict[str, str]  # for people: names (not paths) of what it was read from, and FACTS about it
     generator: dict[str, Any] | None  # settings of a generated data set, None for real pictures
     quarantine: Quarantine = field(repr=False)  # what was refused before any picture was opened
+    proposals: bool = False  # whether the records have proposals of another system

@@ -22,6 +22,7 @@ from pipeline.data.plan import PlannedBatch
 from pipeline.data.read_task import KEYS, read_task
 from pipeline.data.recipes import Recipes
 from pipeline.data.records import Record
+from pipeline.data.shard_rows import COLUMNS
 from pipeline.data.shards import to_records
 
 
@@ -34,6 +35,7 @@ class Reading:
     task_cpus: float  # each claims. Reading claims none: Ray Data would get none where training has them all
     chunk_bytes: int  # of encoded images in one data set; a long run is a sequence of data sets
     ahead: int  # batches fetched to this process ahead of use
+    columns: tuple[str, ...] = COLUMNS  # what is read of each row
 
 
 def tasks_dataset(
@@ -60,7 +62,8 @@ def tasks_dataset(
 
 def rows_dataset(tasks: Sequence[pa.Table], locations: Sequence[str], reading: Reading) -> ray.data.Dataset:
     """A data set of the rows of shards that each table of `tasks` names (KEYS), in that order; see tasks_dataset."""
-    return tasks_dataset([_lists(task) for task in tasks], read_task, {"locations": list(locations)}, reading)
+    arguments: dict[str, object] = {"locations": list(locations), "columns": reading.columns}
+    return tasks_dataset([_lists(task) for task in tasks], read_task, arguments, reading)
 
 
 def stream_records(
@@ -91,7 +94,7 @@ def stream_batches(
     on_bad: Callable[[int, str], None],
 ) -> Iterator[Batch]:
     """The collated batches, decoded by Ray tasks; each comes as one row of Arrow bytes. See stream_records."""
-    arguments: dict[str, object] = {"locations": list(locations), "recipes": recipes}
+    arguments: dict[str, object] = {"locations": list(locations), "recipes": recipes, "columns": reading.columns}
     for chunk in chunks(batches, index, reading.chunk_bytes):
         parts = in_tasks(chunk, reading.task_rows)
         tasks = [{**_lists(_keys(index, part)), "batches": pickle.dumps(part)} for part in parts]
@@ -105,10 +108,12 @@ def stream_batches(
             yield batch
 
 
-def decode_task(task: pa.Table, locations: Sequence[str], recipes: Recipes) -> Iterator[pa.Table]:
+def decode_task(
+    task: pa.Table, locations: Sequence[str], recipes: Recipes, columns: Sequence[str] = COLUMNS
+) -> Iterator[pa.Table]:
     """One row a batch: what `task` names, read, decoded and collated. (Its pickle is this run's own.)"""
     torch.set_num_threads(1)  # a task claims a CPU
-    rows = read_task(task, locations)
+    rows = read_task(task, locations, columns)
     start = 0
     for batch in pickle.loads(task["batches"][0].as_py()):
         count = len(batch.all_rows)
@@ -121,6 +126,7 @@ def decode_task(task: pa.Table, locations: Sequence[str], recipes: Recipes) -> I
             recipes.targets,
             recipes.keypoints,
             partial(_note, bad),
+            recipes.proposals,
         )
         yield to_row(made, bad)
 

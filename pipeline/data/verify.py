@@ -37,7 +37,7 @@ from pipeline.data.manifest import (
 )
 from pipeline.data.problems import Findings, Problem
 from pipeline.data.quarantine import DataError
-from pipeline.data.records import INDEX_SCHEMA, SCHEMA
+from pipeline.data.records import FULL_SCHEMA, INDEX_SCHEMA, SCHEMA
 from pipeline.data.statistics import Statistics, merge
 from pipeline.data.storage import Storage
 
@@ -116,7 +116,7 @@ def _tasks(storage: Storage, manifest: Manifest, faults: Findings) -> Iterator[T
             faults.add(Problem("the file is not Parquet", str(error), problems.COPY, shard.name))
             claimed += mine.num_rows
             continue
-        if not schema.equals(SCHEMA):
+        if not schema.equals(FULL_SCHEMA if manifest.has_proposals else SCHEMA):
             faults.add(Problem("the file has other columns", ", ".join(schema.names), problems.WRITE, shard.name))
             claimed += mine.num_rows
             continue

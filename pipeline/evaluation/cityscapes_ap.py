@@ -22,7 +22,7 @@ Legend: P detections, G regions of the ground truth, K 8 classes, T 10 overlaps.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ from pipeline.data.storage import Location
 from pipeline.errors import UserError
 from pipeline.evaluation import spans
 from pipeline.evaluation.cityscapes_truth import Truth, from_record, read_ground_truth
+from pipeline.evaluation.coco_results import Warned
+from pipeline.evaluation.protocols import CITYSCAPES, Protocol
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +57,9 @@ class Matches:
 class CityscapesAp:
     """The numbers of masks, 0..1. NaN where there is no object that counts."""
 
+    protocol: ClassVar[Protocol] = CITYSCAPES
+    warnings: ClassVar[tuple[Warned, ...]] = ()  # as CocoAp's: damaged results are refused here
+    sigmas: ClassVar[None] = None  # as CocoAp's
     stats: dict[str, float]  # AP, AP50
     per_class: dict[str, float]  # class name -> AP
     per_class_50: dict[str, float]  # class name -> AP at an overlap of 0.5

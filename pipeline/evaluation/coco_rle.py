@@ -28,7 +28,7 @@ def detections_to_results(
     """The detections of one image in COCO's results format, in the same order.
 
     Args:
-        detections: N boxes, scores, classes 1..K and perhaps masks, in pixels of the original image.
+        detections: N boxes, scores, classes 1..K and perhaps masks and keypoints, in pixels of the original image.
         sample_id: becomes image_id.
         category_ids: K ids of the data set's categories; class c has category_ids[c - 1].
         rule: how masks are pasted, see model/ops/masks.py.
@@ -36,7 +36,8 @@ def detections_to_results(
 
     Returns:
         N of {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}, and with masks
-        "segmentation": {"size": [height, width], "counts": text}, as `json.dump` takes them.
+        "segmentation": {"size": [height, width], "counts": text}, with keypoints "keypoints": J times x, y (of a
+        pixel's number, as COCO's annotations) and the keypoint's score. As `json.dump` takes them.
     """
     classes: list[int] = detections.classes.tolist()
     wrong = sorted({c for c in classes if not 1 <= c <= len(category_ids)})
@@ -57,6 +58,11 @@ def detections_to_results(
         counts = encode_crops([(y0, x0, crop.numpy()) for y0, x0, crop in crops], height, width)
         for result, text in zip(results, counts, strict=True):
             result["segmentation"] = {"size": [height, width], "counts": text.decode("ascii")}
+    if detections.keypoints is not None:
+        points = detections.keypoints.double().cpu()
+        points[..., :2] -= 0.5  # a pixel's number is half a pixel before its centre
+        for result, numbers in zip(results, points.flatten(1).tolist(), strict=True):
+            result["keypoints"] = numbers
     return results
 
 

@@ -1,8 +1,9 @@
-"""AP of a checkpoint on shards, by COCO's or Cityscapes' protocol in original pixels, with the files that explain it.
+"""AP of a checkpoint on shards, by COCO's, LVIS's or Cityscapes' protocol in original pixels, with files to explain it.
 
-Into one directory: results_box.json and results_mask.json (COCO's results format), ap.json, per_class.csv,
-pr_curves.png (COCO's protocol), pictures/*.png. Beside it, where evaluate.submission is set, a directory for
-Cityscapes' server; it would be too many files for MLflow.
+Into one directory: results_box.json, results_mask.json and results_keypoint.json (COCO's results format), ap.json,
+per_class.csv, pr_curves.png (not by Cityscapes' protocol), pictures/*.png. Of an RPN alone: its recall, and
+results_proposal.json. Beside it, where evaluate.submission is set, a directory for Cityscapes' server; it would be too
+many files for MLflow.
 """
 
 import json
@@ -14,22 +15,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from model.config import ModelConfig
 from pipeline.config import RunConfig, Scorer
 from pipeline.data.images import decode
+from pipeline.data.proposals import require_proposals
 from pipeline.data.quarantine import DataError
 from pipeline.data.shard_rows import read_rows
-from pipeline.data.shards import annotations, load_index, load_manifest, to_records
+from pipeline.data.shards import Manifest, annotations, load_index, load_manifest, to_records
 from pipeline.data.storage import Location
 from pipeline.errors import UserError
 from pipeline.evaluation.cityscapes_ap import score_shards
 from pipeline.evaluation.cityscapes_submission import check_submission, write_submission
 from pipeline.evaluation.cityscapes_truth import check_cityscapes
 from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
+from pipeline.evaluation.coco_truth import check_truth
 from pipeline.evaluation.curves import pr_curves
 from pipeline.evaluation.instances import from_record, from_results
 from pipeline.evaluation.pictures import draw_comparison, gallery
 from pipeline.evaluation.predict import choose_rows, predict_shards
-from pipeline.evaluation.tables import Ap, class_columns, write_ap_json, write_per_class_csv
+from pipeline.evaluation.protocols import PROTOCOLS, Task
+from pipeline.evaluation.tables import Ap, with_classes, write_ap_json, write_per_class_csv
 from pipeline.training.checkpoint import Meta, read_meta
 from pipeline.training.cluster import Layout
 
@@ -40,7 +45,7 @@ PICTURE_SCORE = 0.5  # detections below it are not drawn
 class Evaluation:
     """What came out, and where it lies."""
 
-    aps: dict[str, Ap]  # "box", "mask"; by Cityscapes' protocol "mask" alone
+    aps: dict[str, Ap]  # of tasks_of the model; by Cityscapes' protocol "mask" alone
     images: int
     undecodable: dict[int, str]  # sample id -> why; they count as images without detections
     directory: Path
@@ -62,16 +67,38 @@ def check_classes(meta: Meta, shards: Location) -> None:
 def choose_protocol(config: RunConfig, shards: Location) -> Scorer:
     """By which protocol a model is scored on shards. Raises UserError where it cannot be."""
     wanted, masks = config.evaluate.protocol, config.model.mask is not None
+    scoring = load_manifest(shards).scoring
     if config.evaluate.submission:
         check_submission(shards)
     if not masks and (wanted == "cityscapes" or config.evaluate.submission):
         key = "protocol=cityscapes" if wanted == "cityscapes" else "submission=true"
         raise UserError(f"evaluate.{key} needs masks, and the model finds none (model.mask is null); leave it out")
-    if wanted == "cityscapes":
-        check_cityscapes(shards)
     if wanted is not None:
-        return wanted
-    return "cityscapes" if masks and load_manifest(shards).scoring == "cityscapes" else "coco"
+        chosen = wanted
+    elif scoring == "lvis" or (scoring == "cityscapes" and masks):
+        chosen = scoring
+    else:
+        chosen = "coco"
+    if chosen == "cityscapes":
+        check_cityscapes(shards)
+        if config.evaluate.categories is not None:
+            raise UserError(
+                "evaluate.categories does not go with Cityscapes' protocol, which always has its 8 classes; "
+                "set evaluate.protocol=coco, or leave it out"
+            )
+    elif chosen == "lvis" and scoring != "lvis":
+        raise DataError(
+            f"{shards} holds data that are scored by {scoring!r}, not as LVIS's; set evaluate.protocol=coco"
+        )
+    return chosen
+
+
+def tasks_of(model: ModelConfig) -> tuple[Task, ...]:
+    """What a model's detections are scored for."""
+    if model.box is None:
+        return ("proposal",)
+    heads: dict[Task, object] = {"mask": model.mask, "keypoint": model.keypoint}
+    return ("box", *(task for task, head in heads.items() if head is not None))
 
 
 def evaluate(
@@ -93,14 +120,28 @@ def evaluate(
         on_progress: told how many images are done.
 
     Raises:
-        DataError: the shards have other classes.
+        DataError: the shards have other classes, or no keypoints for a model that finds them, or no
+            proposals for one without an RPN.
         UserError: the protocol, or a submission, does not go with the model or the shards.
     """
     check_classes(read_meta(checkpoint)[1], shards)
     protocol = choose_protocol(config, shards)
-    category_ids = load_manifest(shards).category_ids
+    manifest = load_manifest(shards)
+    tasks = tasks_of(config.model)
+    if "keypoint" in tasks and manifest.keypoints is None:
+        raise DataError(f"{shards} has no keypoints to score; shard from annotations with keypoints")
+    if config.model.rpn is None:
+        require_proposals([shards])
     chosen = choose_rows(load_index(shards), config.evaluate.max_images)
     expected = set(chosen["sample_id"].to_pylist())
+    truth: dict[str, Any] = {}
+    engine, categories = config.evaluate.engine, config.evaluate.categories
+    if protocol == "cityscapes":
+        tasks = ("mask",)
+    else:
+        truth = _restrict(annotations(shards), expected)
+        for task in tasks:  # what cannot be scored is not predicted first
+            check_truth(truth, task, protocol, categories)
     found: dict[int, list[dict[str, Any]]] = {}
     undecodable: dict[int, str] = {}
     for predicted in predict_shards(checkpoint, shards, config, layout):
@@ -113,33 +154,28 @@ def evaluate(
     if found.keys() != expected:
         raise RuntimeError(f"{len(expected - found.keys())} images were not predicted: a bug in reading the shards")
     results = [result for sample_id in sorted(found) for result in found[sample_id]]
-    directory.mkdir(parents=True, exist_ok=True)
-    aps: dict[str, Ap] = {}
+    aps: dict[str, Ap]
     if protocol == "cityscapes":
-        aps["mask"] = score_shards(shards, found)
-        (directory / "pr_curves.png").unlink(missing_ok=True)  # of an earlier evaluation
+        aps = {"mask": score_shards(shards, found)}
     else:
-        coco = _score_coco(_restrict(annotations(shards), expected), results, config)
-        pr_curves(coco, directory / "pr_curves.png")
-        aps |= coco
-    for task, left_out in {"box": "segmentation", "mask": "bbox"}.items():
-        if task in aps:  # one file a task: with boxes in a mask file, pycocotools takes the boxes' areas for its sizes
-            lines = [{k: v for k, v in result.items() if k != left_out} for result in results]
-            (directory / f"results_{task}.json").write_text(json.dumps(lines))
+        aps = {task: evaluate_coco(truth, results, task, engine, protocol, categories) for task in tasks}
+    directory.mkdir(parents=True, exist_ok=True)
+    for task in tasks:  # one file a task: with boxes in it, pycocotools takes the boxes' areas for its sizes
+        keys = ("image_id", "category_id", PROTOCOLS["coco"][task].geometry, "score")
+        lines = [{key: result[key] for key in keys} for result in results]
+        (directory / f"results_{task}.json").write_text(json.dumps(lines))
     write_ap_json(aps, directory / "ap.json")
-    write_per_class_csv(class_columns(aps), directory / "per_class.csv")
+    if by_class := with_classes(aps):
+        write_per_class_csv(by_class, directory / "per_class.csv")
+    if curves := {task: ap for task, ap in aps.items() if isinstance(ap, CocoAp) and ap.per_class}:
+        pr_curves(curves, directory / "pr_curves.png")
+    else:
+        (directory / "pr_curves.png").unlink(missing_ok=True)  # of an earlier evaluation
     submission = directory.with_name(f"{directory.name}-submission") if config.evaluate.submission else None
     if submission is not None:
         write_submission(shards, chosen, found, submission)
-    pictures = _draw(chosen, shards, found, category_ids, config.evaluate.pictures, directory / "pictures")
+    pictures = _draw(chosen, shards, found, manifest, config.evaluate.pictures, directory / "pictures", config.model)
     return Evaluation(aps, len(found), undecodable, directory, pictures, submission)
-
-
-def _score_coco(truth: dict[str, Any], results: list[dict[str, Any]], config: RunConfig) -> dict[str, CocoAp]:
-    aps = {"box": evaluate_coco(truth, results, "bbox", config.evaluate.engine)}
-    if config.model.mask is not None:
-        aps["mask"] = evaluate_coco(truth, results, "segm", config.evaluate.engine)
-    return aps
 
 
 def _restrict(truth: dict[str, Any], sample_ids: set[int]) -> dict[str, Any]:
@@ -153,21 +189,23 @@ def _draw(
     chosen: pa.Table,
     shards: Location,
     found: Mapping[int, Sequence[Mapping[str, Any]]],
-    category_ids: Sequence[int],
+    manifest: Manifest,
     count: int,
     directory: Path,
+    model: ModelConfig,
 ) -> tuple[Path, ...]:
     """Prediction beside ground truth for `count` images spread over what was predicted, and all in one overview."""
     directory.mkdir(exist_ok=True)
     for old in directory.glob("*.png"):
         old.unlink()
-    names = load_manifest(shards).class_names
+    skeleton = () if manifest.keypoints is None else manifest.keypoints.skeleton
+    names = manifest.class_names if model.box is not None else ("object",) * len(manifest.class_names)
     spread = np.unique(np.linspace(0, chosen.num_rows - 1, min(count, chosen.num_rows)).round().astype(int))
     paths = []
     for record in to_records(read_rows(shards, chosen.take(spread))) if count else []:
         path = directory / f"{record['sample_id']:012d}.png"
-        predicted = from_results(found[record["sample_id"]], category_ids, PICTURE_SCORE)
-        draw_comparison(decode(record["image"]), from_record(record), predicted, names, path)
+        predicted = from_results(found[record["sample_id"]], manifest.category_ids, PICTURE_SCORE)
+        draw_comparison(decode(record["image"]), from_record(record), predicted, names, path, skeleton)
         paths.append(path)
     if paths:
         overview = directory / "overview.png"

@@ -39,11 +39,16 @@ def from_detections(
     if detections.masks is not None:
         crops = paste_crops(detections.masks.cpu()[keep], boxes, detections.size, rule, threshold)
         masks = [(y0, x0, crop.numpy()) for y0, x0, crop in crops]
+    keypoints = None
+    if detections.keypoints is not None:
+        found = detections.keypoints.detach().cpu()[keep].double().numpy()
+        keypoints = [_found_points(points - [0.5, 0.5, 0.0]) for points in found]
     return Instances(
         boxes=boxes.double().numpy(),
         classes=detections.classes.cpu()[keep].numpy(),
         scores=detections.scores.detach().cpu()[keep].double().numpy(),
         masks=masks,
+        keypoints=keypoints,
     )
 
 
@@ -58,11 +63,15 @@ def from_results(
     masks = None
     if all("segmentation" in result for result in kept):
         masks = [_cut(coco_mask.decode(result["segmentation"])) for result in kept]
+    keypoints = None
+    if all("keypoints" in result for result in kept):
+        keypoints = [_found_points(np.reshape(result["keypoints"], (-1, 3))) for result in kept]
     return Instances(
         boxes=boxes,
         classes=np.array([classes[result["category_id"]] for result in kept], dtype=np.int64),
         scores=np.array([result["score"] for result in kept], dtype=np.float64),
         masks=masks,
+        keypoints=keypoints,
     )
 
 
@@ -76,6 +85,11 @@ def from_record(record: Record) -> Instances:
         crowd=np.array(record["crowd"], dtype=np.bool_),
         keypoints=[np.array(points, dtype=np.float64).reshape(-1, 3) for points in record["keypoints"]],
     )
+
+
+def _found_points(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Predicted keypoints [J, 3] x, y, score as seen ones: a network finds each, and says nothing of what is hidden."""
+    return np.concatenate([points[:, :2], np.full((len(points), 1), 2.0)], axis=1)
 
 
 def _cut(mask: Pixels) -> Crop:

@@ -29,7 +29,12 @@ _CROWDED = 15  # with more objects the labels get smaller
 
 
 def draw_comparison(
-    image: Pixels, ground_truth: Instances, predicted: Instances, class_names: Sequence[str], path: Path
+    image: Pixels,
+    ground_truth: Instances,
+    predicted: Instances,
+    class_names: Sequence[str],
+    path: Path,
+    skeleton: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Prediction beside ground truth.
 
@@ -39,10 +44,11 @@ def draw_comparison(
         predicted: what was found.
         class_names: K names; class c is class_names[c - 1].
         path: file to write; its ending chooses the format (.png, .jpg).
+        skeleton: pairs of keypoints (from 0) to join.
     """
     panels = [
-        _titled(_panel(image, predicted, class_names), f"prediction: {_objects(predicted)}"),
-        _titled(_panel(image, ground_truth, class_names), f"ground truth: {_objects(ground_truth)}"),
+        _titled(_panel(image, predicted, class_names, skeleton), f"prediction: {_objects(predicted)}"),
+        _titled(_panel(image, ground_truth, class_names, skeleton), f"ground truth: {_objects(ground_truth)}"),
     ]
     width = sum(panel.width for panel in panels) + _GAP_PX
     sheet = Image.new("RGB", (width, panels[0].height), "white")

@@ -17,11 +17,12 @@ from model.types import Detections
 from pipeline.config import RunConfig
 from pipeline.data.augment import plain_recipe
 from pipeline.data.collate import Collator, Work
+from pipeline.data.loader import make_reading
 from pipeline.data.mixture import load_mixture
 from pipeline.data.records import Record
 from pipeline.data.shards import to_records
 from pipeline.data.storage import Location, Storage
-from pipeline.data.stream import Reading, rows_dataset
+from pipeline.data.stream import rows_dataset
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.training.checkpoint import load_model
 from pipeline.training.cluster import Layout
@@ -54,7 +55,10 @@ class Predictor:
         work = [
             Work(r, plain_recipe(r["height"], r["width"], data.test_size_px, data.test_max_size_px)) for r in records
         ]
-        collate = Collator(self.threads, 0, self.config.model.input.divisor, None, self.errors.__setitem__)
+        given = data.proposals_test if self.config.model.rpn is None else None
+        collate = Collator(
+            self.threads, 0, self.config.model.input.divisor, None, self.errors.__setitem__, proposals=given
+        )
         (batch,) = collate([work])
         bf16 = self.config.train.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -98,8 +102,7 @@ def predict_shards(checkpoint: Path, shards: Location, config: RunConfig, layout
     rows = choose_rows(load_mixture(place), config.evaluate.max_images)
     per_task = -(-data.task_rows // size) * size
     tasks = [rows.slice(start, per_task) for start in range(0, rows.num_rows, per_task)]
-    reading = Reading(data.task_rows, data.read_tasks, 0.0, data.chunk_mb << 20, data.prefetch_batches)
-    predicted = rows_dataset(tasks, [place], reading).map_batches(
+    predicted = rows_dataset(tasks, [place], make_reading(config)).map_batches(
         Predictor,
         fn_constructor_kwargs={
             "checkpoint": str(checkpoint),

@@ -1,12 +1,14 @@
 """AP as tables for the terminal (percent, one decimal) and as files (0..1, every digit): ap.json and per_class.csv.
 
-`aps` is {"box": CocoAp, "mask": CocoAp} or one of the two, or {"mask": CityscapesAp}; each becomes a column.
+`aps` holds some of {"box": CocoAp, "mask": ..., "keypoint": ..., "proposal": ...}, or {"mask": CityscapesAp}; each
+becomes a column.
 """
 
 import csv
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -16,44 +18,39 @@ from pipeline.evaluation.cityscapes_ap import CityscapesAp
 from pipeline.evaluation.coco_ap import CocoAp
 
 Ap = CocoAp | CityscapesAp
-_MEANING = {
-    "AP": "IoU .50:.95",
-    "AP50": "IoU .50",
-    "AP75": "IoU .75",
-    "AP_small": "area < 32²",
-    "AP_medium": "32² to 96²",
-    "AP_large": "area > 96²",
-    "AR_1": "recall, 1 detection an image",
-    "AR_10": "recall, 10 detections",
-    "AR_100": "recall, 100 detections",
-    "AR_small": "recall, area < 32²",
-    "AR_medium": "recall, 32² to 96²",
-    "AR_large": "recall, area > 96²",
-}
 _ROWS_A_BLOCK = 20  # a longer class list goes on in a block beside the first, if there is room
 _GAP = 3  # characters between two columns
 
 
-def ap_table(aps: Mapping[str, Ap]) -> Table:
-    """The protocol's numbers (COCO: 12, Cityscapes: 2) a column, in percent; "-" where there is no ground truth."""
-    table = Table(box=SIMPLE_HEAD, title="average precision, %", title_justify="left", title_style="bold")
-    table.add_column("")
-    for task in aps:
-        table.add_column(task, justify="right")
-    table.add_column("", style="dim")
-    for name in next(iter(aps.values())).stats:
-        style = "bold" if name == "AP" else None
-        table.add_row(name, *(percent(ap.stats[name]) for ap in aps.values()), _MEANING[name], style=style)
-        if name == "AP_large":
-            table.add_section()
-    return table
+def ap_tables(aps: Mapping[str, Ap]) -> Iterator[Table]:
+    """The official numbers, a column a task, in percent; "-" where there is no ground truth.
+
+    Tasks with the same numbers share a table.
+    """
+    for stats, group in groupby(aps.items(), lambda item: item[1].protocol.stats):
+        columns = dict(group)
+        title = "average recall of proposals, %" if "proposal" in columns else "average precision, %"
+        table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+        table.add_column("")
+        for task in columns:
+            table.add_column(task, justify="right")
+        table.add_column("", style="dim")
+        for stat, after in zip(stats, (*stats[1:], None), strict=True):
+            style = "bold" if stat.name == "AP" else None
+            table.add_row(
+                stat.name, *(percent(ap.stats[stat.name]) for ap in columns.values()), stat.meaning, style=style
+            )
+            if after is not None and after.is_recall and not stat.is_recall:
+                table.add_section()
+        yield table
 
 
-def class_columns(aps: Mapping[str, Ap]) -> dict[str, Ap]:
-    """`aps` as tables of classes show them: Cityscapes' with a column of AP50 beside that of AP."""
+def with_classes(aps: Mapping[str, Ap]) -> dict[str, Ap]:
+    """Those of `aps` that have a number for each class; Cityscapes' once more as "mask50", with AP50 in its place."""
     columns: dict[str, Ap] = {}
     for task, ap in aps.items():
-        columns[task] = ap
+        if ap.per_class:
+            columns[task] = ap
         if isinstance(ap, CityscapesAp):
             columns[f"{task}50"] = ap.at_50()
     return columns
@@ -63,7 +60,7 @@ def per_class_table(aps: Mapping[str, Ap], width: int = 80) -> Table:
     """AP of each class in percent, and how many objects it has; long lists go on in blocks beside the first.
 
     Args:
-        aps: see above.
+        aps: with_classes, at least one.
         width: characters that a line may have, as `Console.width` says.
     """
     any_ap = next(iter(aps.values()))
@@ -94,13 +91,17 @@ def percent(value: float) -> str:
 
 
 def write_ap_json(aps: Mapping[str, Ap], path: Path) -> None:
-    """{"box": {"AP": 0.41, ..., "per_class": {"person": 0.5}}, ...}; null where there is no ground truth."""
+    """{"box": {"AP": 0.41, ..., "per_class": {"person": 0.5}}, ...}; null where there is no ground truth.
+
+    Keypoints: with the OKS sigmas that were used.
+    """
     content = {
         task: {
             **_defined(ap.stats),
             "per_class": _defined(ap.per_class),
             **({"per_class_50": _defined(ap.per_class_50)} if isinstance(ap, CityscapesAp) else {}),
             "instances": ap.instances,
+            **({} if ap.sigmas is None else {"oks_sigmas": ap.sigmas}),
         }
         for task, ap in aps.items()
     }
@@ -108,7 +109,10 @@ def write_ap_json(aps: Mapping[str, Ap], path: Path) -> None:
 
 
 def write_per_class_csv(aps: Mapping[str, Ap], path: Path) -> None:
-    """One row a class: class, objects, box_AP, mask_AP; empty where there is no ground truth."""
+    """One row a class: class, objects, box_AP, mask_AP, ...; empty where there is no ground truth.
+
+    `aps` are with_classes, at least one.
+    """
     any_ap = next(iter(aps.values()))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import UserError
-from pipeline.evaluation.tables import Ap, class_columns
+from pipeline.evaluation.tables import Ap, with_classes
 from pipeline.tracking.mlflow_store import connect, resolve_uri, ui_command
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -110,7 +110,7 @@ class Tracker:
             self.try_to_flush()
 
     def log_ap(self, step: int, aps: Mapping[str, Ap]) -> None:
-        """`mask/AP`, `mask/AP50`, ... and `mask/AP/person` for each of {"box": ..., "mask": ...}, 0..1.
+        """`mask/AP`, `mask/AP50`, ... and `mask/AP/person` for each of {"box": ..., "mask": ..., ...}, 0..1.
 
         Of Cityscapes' also `mask50/AP/person`, which is a class's AP50. Numbers that are undefined (no ground truth of
         that size or class) are left out.
@@ -118,7 +118,7 @@ class Tracker:
         values: dict[str, float] = {}
         for task, ap in aps.items():
             values |= {f"{task}/{name}": value for name, value in ap.stats.items()}
-        for task, ap in class_columns(aps).items():
+        for task, ap in with_classes(aps).items():
             for name, value in ap.per_class.items():
                 key = f"{task}/AP/{_part(name)}"
                 while key in values:  # two names may differ only in characters that MLflow does not take

@@ -20,6 +20,7 @@ from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, to_yaml
 from pipeline.data.mixture import class_difference, join_manifests, locations
 from pipeline.data.plan import plan_of
+from pipeline.data.proposals import require_proposals
 from pipeline.data.shards import Manifest, load_manifest
 from pipeline.data.source import Keypoints
 from pipeline.data.storage import Storage
@@ -74,6 +75,15 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     keypoint = config.model.keypoint
     if keypoint is not None:
         keypoint = replace(keypoint, count=_keypoint_count(keypoint.count, manifest.keypoints, places[0]))
+        _keypoint_count(keypoint.count, held_out.keypoints, str(val))
+    strangers = [name for name in config.evaluate.categories or () if name not in held_out.class_names]
+    if strangers:
+        raise ConfigError(
+            f"evaluate.categories names {', '.join(strangers)}, which {val} does not have; it has "
+            f"{', '.join(held_out.class_names[:10])}{', ...' if len(held_out.class_names) > 10 else ''}"
+        )
+    if config.model.rpn is None:
+        require_proposals([*places, val])
     weights = None if config.init.weights is None else str(Path(config.init.weights).absolute())
     name = config.train.name or f"{default_name}-{datetime.now():%Y%m%d-%H%M%S}"
     if "/" in name or name.startswith("."):

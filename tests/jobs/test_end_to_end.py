@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from jobs.main import app
 from pipeline.data.shapes import render
 from pipeline.data.shards import annotations, load_index, shard_name
-from pipeline.evaluation.coco_ap import STAT_NAMES
+from pipeline.evaluation.protocols import STAT_NAMES
 from pipeline.tracking.mlflow_store import default_uri
 from pipeline.training.checkpoint import MODEL, load_model, read_meta
 

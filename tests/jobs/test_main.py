@@ -65,16 +65,22 @@ def run(*words: str):
             (
                 "shard_coco",
                 (Path("a.json"), "img", "shards"),
-                {"keypoints": None, "boxes_only": False, "strict": False, **PLAIN},
+                {"keypoints": None, "boxes_only": False, "proposals": [], "strict": False, **PLAIN},
             ),
         ),
         (
             "shard coco --annotations a.json --keypoints k.json --images s3://b/img --out s3://b/s --boxes-only"
-            " --strict --overwrite --rows-per-shard 7 --workers 3",
+            " --proposals p.json --proposals q.json --strict --overwrite --rows-per-shard 7 --workers 3",
             (
                 "shard_coco",
                 (Path("a.json"), "s3://b/img", "s3://b/s"),
-                {"keypoints": Path("k.json"), "boxes_only": True, "strict": True, **CHOSEN},
+                {
+                    "keypoints": Path("k.json"),
+                    "boxes_only": True,
+                    "proposals": [Path("p.json"), Path("q.json")],
+                    "strict": True,
+                    **CHOSEN,
+                },
             ),
         ),
         (

@@ -11,10 +11,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from model.build import build_model
 from model.config import ModelConfig
-from model.heads.rpn import Proposals
+from model.heads.rpn import RPN
 from model.mask_rcnn import MaskRCNN, SamplingNoise
 from model.ops.boxes import box_iou
-from model.types import Batch, Losses, Targets
+from model.types import Batch, Losses, Proposals, Targets
 
 RPN_NAMES, BOX_NAMES = ["rpn/objectness", "rpn/box"], ["box/class", "box/box"]
 PROPOSALS = TINY.rpn.post_nms_train
@@ -28,7 +28,7 @@ def build(config: ModelConfig = TINY, seed: int = 0) -> MaskRCNN:
 def spread(model: MaskRCNN) -> MaskRCNN:
     """Scores and boxes that differ from place to place, as after training."""
     heads = [] if model.box is None else [model.box.scores, model.box.deltas]
-    for layer in (model.rpn.objectness, *heads):
+    for layer in (*([model.rpn.objectness] if isinstance(model.rpn, RPN) else []), *heads):
         nn.init.normal_(layer.weight, std=0.3)
     return model
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from test_mask_rcnn import spread
-from tiny_model import CLASSES, TINY, scene, with_keypoints
+from tiny_model import CLASSES, TINY, scene, with_keypoints, with_proposals
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
@@ -21,7 +21,7 @@ from model.config import (
     Neck,
     RoIOperation,
 )
-from model.types import Batch, Targets
+from model.types import Batch, Proposals, Targets
 
 
 def variant(**changes: Any) -> ModelConfig:
@@ -63,6 +63,8 @@ VARIANTS: dict[str, ModelConfig] = {
     "keypoints": variant(mask=None, keypoint=KEYPOINT),
     "keypoints and masks": variant(keypoint=KEYPOINT),
     "proposals": variant(box=None, mask=None),
+    "fast": variant(rpn=None),
+    "fast cascade with keypoints": variant(rpn=None, box=CASCADE, mask=None, keypoint=KEYPOINT),
     "cascade": variant(box=CASCADE),
     "soft nms": variant(box={"nms": "soft_gaussian"}),
     **{op: variant(roi={"operation": op}) for op in get_args(RoIOperation)},
@@ -72,6 +74,11 @@ VARIANTS: dict[str, ModelConfig] = {
 @pytest.fixture(params=list(VARIANTS))
 def config(request: pytest.FixtureRequest) -> ModelConfig:
     return VARIANTS[request.param]
+
+
+def given(counts: list[int]) -> Batch:
+    """All that a loader may hand over; what a variant has no use for it must not look at."""
+    return with_proposals(with_keypoints(scene(counts)))
 
 
 def build(config: ModelConfig) -> Any:
@@ -87,8 +94,8 @@ def test_every_word_of_the_config_is_there() -> None:
 
 def test_all_that_is_to_train_gets_a_gradient(config: ModelConfig) -> None:
     model = build(config).train()
-    losses = model(with_keypoints(scene([3, 0, 2])))
-    present = {"rpn": True, "box": config.box, "mask": config.mask, "keypoint": config.keypoint}
+    losses = model(given([3, 0, 2]))
+    present = {"rpn": config.rpn, "box": config.box, "mask": config.mask, "keypoint": config.keypoint}
     assert {name.split("/")[0] for name in losses} == {name for name, section in present.items() if section}
     assert all(loss.ndim == 0 and loss.isfinite() and loss >= 0 for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
@@ -98,7 +105,8 @@ def test_all_that_is_to_train_gets_a_gradient(config: ModelConfig) -> None:
 
 def test_loss_has_fixed_shapes(config: ModelConfig) -> None:
     """Under fake tensors whatever depends on the data raises."""
-    model, batch = build(config).train(), with_keypoints(scene([3, 0, 2]))
+    model, batch = build(config).train(), given([3, 0, 2])
+    assert batch.proposals is not None
     with FakeTensorMode() as mode:
 
         def fake(value: Any) -> Any:
@@ -106,7 +114,9 @@ def test_loss_has_fixed_shapes(config: ModelConfig) -> None:
 
         targets: Targets = fake(batch.targets)
         inputs = Batch(
-            *(mode.from_tensor(x) for x in (batch.images, batch.sizes, batch.original_sizes, batch.sample_ids)), targets
+            *(mode.from_tensor(x) for x in (batch.images, batch.sizes, batch.original_sizes, batch.sample_ids)),
+            targets,
+            Proposals(*(mode.from_tensor(x) for x in batch.proposals)),
         )
         state = {n: mode.from_tensor(v) for n, v in (*model.named_parameters(), *model.named_buffers())}
         losses = torch.func.functional_call(model, state, (inputs,))
@@ -116,7 +126,7 @@ def test_loss_has_fixed_shapes(config: ModelConfig) -> None:
 
 def test_detects(config: ModelConfig) -> None:
     model = spread(build(config)).eval()
-    found = model.predict(dataclasses.replace(scene([2, 0]), targets=None))
+    found = model.predict(dataclasses.replace(given([2, 0]), targets=None))
     assert sum(len(one.boxes) for one in found) > 0
     for one in found:
         assert one.boxes.shape == (len(one.scores), 4) and ((one.classes >= 1) & (one.classes <= CLASSES)).all()

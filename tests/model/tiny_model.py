@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from model.config import AnchorConfig, BoxConfig, MaskConfig, ModelConfig, RoIConfig, RPNConfig, TrunkConfig
-from model.types import CROP_SIZE, Batch, Targets
+from model.types import CROP_SIZE, Batch, Proposals, Targets
 
 CLASSES = 3
 
@@ -73,6 +73,25 @@ def with_keypoints(batch: Batch, count: int = 4, seed: int = 0) -> Batch:
     visibility = torch.from_numpy(rng.choice([0, 1, 2, 2], (*targets.classes.shape, count, 1)).astype(np.float32))
     points = torch.cat([corner + place * side, visibility], -1) * (visibility > 0)
     return dataclasses.replace(batch, targets=dataclasses.replace(targets, keypoints=points))
+
+
+def with_proposals(batch: Batch, count: int = 40, seed: int = 0) -> Batch:
+    """Boxes of another system: near the objects and anywhere, fewer in every other image."""
+    targets, rng = batch.targets, np.random.default_rng(seed)
+    assert targets is not None
+    images, height, width = batch.images.shape[:3]
+    corner = rng.uniform(0, 0.7, (images, count, 2)) * [width, height]
+    boxes = np.concatenate([corner, corner + rng.uniform(0.05, 0.3, (images, count, 2)) * [width, height]], -1)
+    boxes = torch.from_numpy(boxes.astype(np.float32))
+    slots = targets.boxes.shape[1]
+    near = targets.boxes + torch.from_numpy(rng.normal(0, 2, targets.boxes.shape).astype(np.float32))
+    boxes[:, :slots] = torch.where(targets.valid[..., None], near.clamp(min=0), boxes[:, :slots])
+    real = (
+        torch.arange(count)
+        < torch.tensor([count if image % 2 == 0 else count // 2 for image in range(images)])[:, None]
+    )
+    scores = torch.linspace(1, 0, count).expand(images, count)
+    return dataclasses.replace(batch, proposals=Proposals(boxes, scores, real))
 
 
 def anchor_count(height: int, width: int) -> int:

@@ -6,11 +6,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.types import Batch, Targets
+from model.types import Batch, Proposals, Targets
 from pipeline.data.batch_rows import from_row, to_row
 
+NESTED = ("targets", "proposals")
 
-def make_batch(images: int, slots: int, joints: int | None) -> Batch:
+
+def make_batch(images: int, slots: int, joints: int | None, proposals: int | None = None) -> Batch:
     generator = torch.Generator().manual_seed(images)
     targets = Targets(
         torch.rand(images, slots, 4, generator=generator),
@@ -21,13 +23,17 @@ def make_batch(images: int, slots: int, joints: int | None) -> Batch:
     )
     sizes = torch.randint(1, 32, (images, 2), generator=generator)
     pixels = torch.randint(0, 256, (images, 32, 64, 3), dtype=torch.uint8, generator=generator)
-    return Batch(pixels, sizes, sizes * 2, torch.tensor([2**62 + i for i in range(images)]), targets)
+    given = None
+    if proposals is not None:
+        scores = torch.rand(images, proposals, generator=generator)
+        given = Proposals(torch.rand(images, proposals, 4, generator=generator), scores, scores < 0.5)
+    return Batch(pixels, sizes, sizes * 2, torch.tensor([2**62 + i for i in range(images)]), targets, given)
 
 
 @pytest.mark.parametrize("joints", [None, 17])
-@pytest.mark.parametrize("slots", [8, 304])
-def test_nothing_changes_on_the_way(slots: int, joints: int | None) -> None:
-    batch = make_batch(2, slots, joints)
+@pytest.mark.parametrize(("slots", "proposals"), [(8, None), (304, None), (8, 128)])
+def test_nothing_changes_on_the_way(slots: int, joints: int | None, proposals: int | None) -> None:
+    batch = make_batch(2, slots, joints, proposals)
     bad = [(2**62, "not a picture: ü"), (3, "")]
     table = to_row(batch, bad)
     assert table.num_rows == 1
@@ -37,8 +43,10 @@ def test_nothing_changes_on_the_way(slots: int, joints: int | None) -> None:
     arrived, told = from_row(pa.ipc.open_stream(sink.getvalue()).read_all())
     assert told == bad
     assert batch.targets is not None and arrived.targets is not None
-    pairs = [(getattr(batch, f.name), getattr(arrived, f.name)) for f in fields(Batch) if f.name != "targets"]
+    pairs = [(getattr(batch, f.name), getattr(arrived, f.name)) for f in fields(Batch) if f.name not in NESTED]
     pairs += [(getattr(batch.targets, f.name), getattr(arrived.targets, f.name)) for f in fields(Targets)]
+    assert (batch.proposals is None) == (arrived.proposals is None) == (proposals is None)
+    pairs += zip(batch.proposals or (), arrived.proposals or (), strict=True)
     for sent, got in pairs:
         assert (sent is None) == (got is None)
         if sent is not None:

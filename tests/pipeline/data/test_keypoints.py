@@ -112,6 +112,17 @@ def test_bad_names(tiny: TinyCoco, names: Any, skeleton: Any, message: str) -> N
         tiny.read()
 
 
+@pytest.mark.parametrize("sigmas", [[0.1, 0.1], [0.1, 0.1, 0], [0.1, 0.1, True], 0.1, ["a", 1, 1]])
+def test_sigmas_of_the_data(tiny: TinyCoco, sigmas: Any) -> None:
+    named(tiny)
+    tiny.content["categories"][0]["sigmas"] = [0.1, 0.05, 1]
+    found = tiny.read().keypoints
+    assert found is not None and found.sigmas == (0.1, 0.05, 1.0)
+    tiny.content["categories"][0]["sigmas"] = sigmas
+    with pytest.raises(DataError, match=r"'sigmas' must be 3 numbers above 0, one a keypoint, got .*score with COCO's"):
+        tiny.read()
+
+
 def test_categories_may_share_keypoints_but_not_differ(tiny: TinyCoco) -> None:
     named(tiny)
     named(tiny, category=1)

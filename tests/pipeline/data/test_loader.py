@@ -1,5 +1,6 @@
 """The batches of a worker: the same wherever they are decoded, each worker by itself, and nothing left running."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -7,15 +8,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from model.types import Batch, Targets
 from pipeline.config import AugmentConfig, DataConfig, RunConfig, TrainConfig
+from pipeline.data.coco import read_coco
 from pipeline.data.collate import collate
-from pipeline.data.loader import Ahead, make_recipes, training_batches
+from pipeline.data.loader import Ahead, make_reading, make_recipes, training_batches
 from pipeline.data.plan import plan_of
+from pipeline.data.proposals import with_proposals
+from pipeline.data.quarantine import Quarantine
 from pipeline.data.read_task import read_keys
+from pipeline.data.shard_rows import read_rows
+from pipeline.data.sharding import shard_dataset
 from pipeline.data.shards import to_records
 
 AUGMENT = AugmentConfig(copy_paste_probability=0.5, brightness=0.2, crop_share=(0.5, 1.0))
@@ -51,6 +58,7 @@ def assert_same(a: Batch, b: Batch) -> None:
             assert type(x) is type(y)
             if isinstance(x, torch.Tensor):
                 assert torch.equal(x, y), f.name
+    assert all(torch.equal(x, y) for x, y in zip(a.proposals or (), b.proposals or (), strict=True))
 
 
 @pytest.mark.slow
@@ -70,6 +78,46 @@ def test_batches_are_those_of_the_plan(
         records = to_records(read_keys(plan.index.take(planned.all_rows), places))
         expected = collate(recipes.work(planned, records), recipes.divisor, recipes.targets, recipes.keypoints, refuse)
         assert_same(batch, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decode", ["worker", "cluster"])
+def test_a_model_without_an_rpn_gets_the_proposals_of_the_shards(
+    local_ray: None, config: RunConfig, proposed: Path, decode: Any
+) -> None:
+    data = replace(
+        config.data, train=str(proposed), decode=decode, proposals_train=20, augment=AugmentConfig(flip_probability=0.5)
+    )
+    config = replace(config, data=data, model=replace(config.model, rpn=None))
+    plan, recipes = plan_of(config), make_recipes(config)
+    for step, batch in enumerate(load(config, range(3), 0, 1)):
+        planned = plan.batch(step)
+        records = to_records(read_rows(proposed, plan.index.take(planned.all_rows), make_reading(config).columns))
+        assert batch.proposals is not None and batch.proposals.boxes.shape == (4, 20, 4)
+        assert batch.proposals.real.sum(1).tolist() == [min(20, len(r["proposals"])) for r in records]
+        work = recipes.work(planned, records)
+        expected = collate(work, recipes.divisor, recipes.targets, recipes.keypoints, refuse, 20)
+        assert_same(batch, expected)
+
+
+@pytest.fixture(scope="module")
+def proposed(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training scenes with up to 40 random proposals each."""
+    place = tmp_path_factory.mktemp("proposed")
+    rng = np.random.default_rng(0)
+    file = shapes / "coco/annotations/instances_train.json"
+    images = [image["id"] for image in json.loads(file.read_text())["images"]]
+    results = [
+        {"image_id": image, "bbox": [*rng.uniform(0, 40, 2), *rng.uniform(2, 24, 2)], "score": rng.random()}
+        for number, image in enumerate(images)
+        for _ in range(40 if number % 3 else number)
+    ]
+    (place / "proposals.json").write_text(json.dumps(results))
+    dataset = with_proposals(
+        read_coco(file, shapes / "coco/train", Quarantine(strict=True)), [place / "proposals.json"]
+    )
+    shard_dataset(dataset, place / "shards", rows_per_shard=10, rows_per_group=4)
+    return place / "shards"
 
 
 @pytest.mark.slow

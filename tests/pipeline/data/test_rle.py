@@ -273,3 +273,31 @@ def test_many_at_once_are_the_same() -> None:
     for broken in (b"\x01", b"P1P", b"PPPPPPPP1"):
         with pytest.raises(ValueError, match="not COCO's compressed counts"):
             rle.parse_many([encoded[2], broken, encoded[3]])
+
+
+def test_many_masks_are_checked_as_one_is() -> None:
+    rng = np.random.default_rng(0)
+    height, width = 40, 50
+    counts = [
+        rle.from_mask(rng.random((height, width)) < share) for share in (0, 0.001, 0.5, 0.9, 1) for _ in range(20)
+    ]
+    spoilt = [b"", b"0", b"~" * 5, b"o" * 9 + b"0", b"PPPP", b"nm", bytes([200, 48])]
+    for code in counts:
+        place = int(rng.integers(len(code)))
+        spoilt += [code[:place], code[:place] + bytes([int(rng.integers(40, 120))]) + code[place + 1 :], code + b"1"]
+    mixed = [code for pair in zip(counts * 4, spoilt, strict=False) for code in pair] + counts
+    mixed = [mixed[i] for i in rng.permutation(len(mixed))]
+
+    def valid(code: bytes) -> bool:
+        try:
+            rle.from_segmentation({"size": [height, width], "counts": code}, height, width)
+        except ValueError:
+            return False
+        return True
+
+    expected = [valid(code) for code in mixed]
+    assert rle.sound(mixed, [height * width] * len(mixed)).tolist() == expected
+    assert 100 < sum(expected) < len(mixed) - 100
+    assert rle.sound([], []).tolist() == []
+    assert rle.sound([b"", b""], [2000, 2000]).tolist() == [False, False]
+    assert rle.sound([b"~"], [2000]).tolist() == [False]

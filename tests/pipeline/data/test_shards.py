@@ -145,6 +145,7 @@ def test_a_manifest_of_keypoints_and_frequencies(manifest: Path) -> None:
         (lambda m: m | {"keypoints": KEYPOINTS | {"flip": [1, 2, 0]}}, "flip does not swap 3 keypoints in pairs"),
         (lambda m: m | {"keypoints": KEYPOINTS | {"flip": [0, 1]}}, "flip does not swap"),
         (lambda m: m | {"keypoints": KEYPOINTS | {"skeleton": [[0, 3]]}}, "skeleton joins what is none"),
+        (lambda m: m | {"keypoints": KEYPOINTS | {"sigmas": [0.1, 0.1]}}, "sigmas are not 3 numbers above 0"),
         (lambda m: m | {"keypoints": {"names": []}}, r"keypoints\.flip: Field required"),
     ],
 )

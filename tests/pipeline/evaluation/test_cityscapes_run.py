@@ -130,6 +130,8 @@ def test_the_protocol_is_the_datas(shapes: Path, streets: Streets) -> None:
         (config_of(submission=True), shapes / "val", DataError, "does not hold Cityscapes' classes"),
         (replace(config_of(protocol="cityscapes"), model=boxes), streets[1], UserError, "protocol=cityscapes needs m"),
         (replace(config_of(submission=True), model=boxes), streets[1], UserError, "submission=true needs masks"),
+        (config_of(categories=("car",)), streets[1], UserError, "categories does not go with Cityscapes' protocol"),
+        (config_of(protocol="lvis"), shapes / "val", DataError, "scored by 'coco', not as LVIS's"),
     ):
         with pytest.raises(error, match=message):
             choose_protocol(config, shards)

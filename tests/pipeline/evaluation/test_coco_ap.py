@@ -1,21 +1,20 @@
-import contextlib
 import copy
-import io
 import math
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+from official import official
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from pipeline.config import Engine
 from pipeline.evaluation import coco_ap
-from pipeline.evaluation.coco_ap import STAT_NAMES, CocoAp, evaluate_coco
+from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
+from pipeline.evaluation.protocols import STAT_NAMES
 
 ENGINES = get_args(Engine)
 HEIGHT, WIDTH = 200, 240
+IOU_TYPES = {"box": "bbox", "mask": "segm"}
 
 
 def rle(box: list[float], rng: np.random.Generator, height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
@@ -67,28 +66,11 @@ def random_data(seed: int, images: int = 12, crowd: float = 0.15) -> tuple[dict[
     return truth, results
 
 
-def pycocotools_stats(truth: dict[str, Any], results: list[dict[str, Any]], task: str) -> np.ndarray[Any, Any]:
-    """The official call, as a user would make it."""
-    dropped = "bbox" if task == "segm" else "segmentation"
-    with contextlib.redirect_stdout(io.StringIO()):
-        source = COCO()
-        source.dataset = copy.deepcopy(truth)
-        for number, annotation in enumerate(source.dataset["annotations"], start=1):
-            annotation["id"] = number
-        source.createIndex()
-        loaded = source.loadRes([{k: v for k, v in r.items() if k != dropped} for r in copy.deepcopy(results)])
-        evaluator = COCOeval(source, loaded, task)
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    return np.asarray(evaluator.stats)
-
-
 def stats_array(ap: CocoAp) -> np.ndarray[Any, Any]:
     return np.nan_to_num(np.array(list(ap.stats.values())), nan=-1.0)
 
 
-@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("task", ["box", "mask"])
 @pytest.mark.parametrize("seed", range(4))
 def test_engines_are_bit_equal(task: Any, seed: int) -> None:
     truth, results = random_data(seed)
@@ -99,12 +81,46 @@ def test_engines_are_bit_equal(task: Any, seed: int) -> None:
     assert np.array_equal(fast.precision, slow.precision)
     assert np.array_equal(fast.recall, slow.recall)
     assert np.array_equal(stats_array(fast), stats_array(slow))
-    assert np.array_equal(stats_array(fast), pycocotools_stats(truth, results, task))
+    stats, precision, recall = official(truth, results, IOU_TYPES[task])
+    assert np.array_equal(stats_array(fast), stats)
+    assert np.array_equal(fast.precision, precision) and np.array_equal(fast.recall, recall)
     assert list(fast.per_class) == ["class 1", "class 3", "class 9", "class 17"]
     assert np.array_equal(list(fast.per_class.values()), list(slow.per_class.values()), equal_nan=True)
     assert math.isnan(fast.per_class["class 1"])
     assert fast.instances == slow.instances
     assert 0.05 < fast.stats["AP"] < 0.95
+
+
+@pytest.mark.parametrize("task", ["box", "mask"])
+def test_engines_are_bit_equal_on_a_crowded_image_and_on_boxes_without_area(task: Any) -> None:
+    truth, results = random_data(8, images=3)
+    rng = np.random.default_rng(8)
+    crowded = truth["images"][1]["id"]
+    for _ in range(1000):
+        box = [float(v) for v in rng.uniform(1, 60, 4)]
+        row = {"image_id": crowded, "category_id": int(rng.choice([9, 3])), "bbox": box}
+        results.append(row | {"score": round(float(rng.random()), 1), "segmentation": rle(box, rng)})
+    for box in ([10.0, 10.0, 0.0, 20.0], [5.0, 5.0, 0.0, 0.0]):
+        for row in (*truth["annotations"][:1], *results[:1]):
+            (truth["annotations"] if "area" in row else results).append({**row, "bbox": box})
+    fast, slow = (evaluate_coco(truth, results, task, engine) for engine in ENGINES)
+    stats, precision, recall = official(truth, results, IOU_TYPES[task])
+    for ap in (fast, slow):
+        assert np.array_equal(stats_array(ap), stats)
+        assert np.array_equal(ap.precision, precision) and np.array_equal(ap.recall, recall)
+    assert any("beyond the best 100 of an image and category" in w.what for w in fast.warnings)
+    assert any("have no area" in w.what for w in fast.warnings) == (task == "box")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_some_categories_alone(engine: Engine) -> None:
+    truth, results = random_data(3)
+    ap = evaluate_coco(truth, results, "box", engine, categories=["class 17", "class 3"])
+    stats, precision, _ = official(truth, results, "bbox", category_ids=[3, 17])
+    assert list(ap.per_class) == ["class 3", "class 17"]
+    assert np.array_equal(stats_array(ap), stats) and np.array_equal(ap.precision, precision)
+    with pytest.raises(ValueError, match=r"no category 'clas 3'; did you mean 'class 3'\? It has class 1, class 3"):
+        evaluate_coco(truth, results, "box", engine, categories=["clas 3"])
 
 
 def tiny() -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -127,7 +143,7 @@ def tiny() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_case_computed_by_hand(engine: Engine) -> None:
-    ap = evaluate_coco(*tiny(), "bbox", engine)
+    ap = evaluate_coco(*tiny(), "box", engine)
     # IoU .50, .55, .60: hit, miss, hit: precision 1 to recall .5 (51 of 101 points), then 2/3 (50 points).
     # .65 and above: precision 1 to recall .5, then 0.
     low, high = (51 + 50 * 2 / 3) / 101, 51 / 101
@@ -147,7 +163,7 @@ def test_a_case_computed_by_hand(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("task", ["box", "mask"])
 def test_no_results_no_objects_only_crowds(engine: Engine, task: Any) -> None:
     truth, results = random_data(1)
     nothing_found = evaluate_coco(truth, [], task, engine)
@@ -175,16 +191,16 @@ def test_mask_areas_decide_the_size_range(engine: Engine) -> None:
         "annotations": [{**common, "id": 1, "area": 150.0, "iscrowd": 0}],
     }
     false_alarm = {**common, "segmentation": rle([160.0, 10.0, 70.0, 90.0], np.random.default_rng(0)), "score": 0.9}
-    ap = evaluate_coco(truth, [false_alarm, {**common, "score": 0.5}], "segm", engine)
+    ap = evaluate_coco(truth, [false_alarm, {**common, "score": 0.5}], "mask", engine)
     assert ap.stats["AP_small"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"image_id": 3}, r"image_id .* got 3"),
-        ({"category_id": 5}, r"category_id .* got 5"),
-        ({"score": float("nan")}, r"finite score, got nan"),
+        ({"image_id": 3}, r"of 4 results 1 have an image_id that .* does not have \(result 3: 3\)"),
+        ({"category_id": 5}, r"category_id that .* \(result 3: 5\)\. Nothing was scored: .* own category ids \(4, 6"),
+        ({"score": float("nan")}, r"no finite score \(result 3: nan\)"),
         ({"bbox": [1.0, float("inf"), 1.0, 1.0]}, r"finite pixels"),
         ({"bbox": [1.0, 1.0, -1.0, 1.0]}, r"finite pixels"),
     ],
@@ -193,31 +209,31 @@ def test_mask_areas_decide_the_size_range(engine: Engine) -> None:
 def test_bad_results_are_refused(engine: Engine, change: dict[str, Any], words: str) -> None:
     truth, results = tiny()
     with pytest.raises(ValueError, match=words):
-        evaluate_coco(truth, [*results, {**results[0], **change}], "bbox", engine)
+        evaluate_coco(truth, [*results, {**results[0], **change}], "box", engine)
 
 
 def test_bad_masks_and_bad_truth_are_refused() -> None:
     truth, results = random_data(0)
     small = rle([1.0, 1.0, 3.0, 3.0], np.random.default_rng(0), 50, 60)
-    with pytest.raises(ValueError, match=r"size \[200, 240\] .* got \[50, 60\]"):
-        evaluate_coco(truth, [{**results[0], "segmentation": small}], "segm")
-    with pytest.raises(ValueError, match="evaluate boxes only"):
-        evaluate_coco(truth, [{k: v for k, v in results[0].items() if k != "segmentation"}], "segm")
+    with pytest.raises(ValueError, match=r"size must be the image's \[200, 240\], got \[50, 60\]"):
+        evaluate_coco(truth, [{**results[0], "segmentation": small}], "mask")
+    with pytest.raises(ValueError, match="lack segmentation, which the mask task needs"):
+        evaluate_coco(truth, [{k: v for k, v in results[0].items() if k != "segmentation"}], "mask")
     with pytest.raises(ValueError, match="has no area"):
         bad = [{k: v for k, v in a.items() if k != "area"} for a in truth["annotations"]]
-        evaluate_coco({**truth, "annotations": bad}, results, "bbox")
+        evaluate_coco({**truth, "annotations": bad}, results, "box")
     with pytest.raises(ValueError, match="must be unique"):
-        evaluate_coco({**truth, "images": truth["images"] * 2}, results, "bbox")
+        evaluate_coco({**truth, "images": truth["images"] * 2}, results, "box")
     with pytest.raises(ValueError, match="got 0 and 4"):
-        evaluate_coco({**truth, "images": []}, [], "bbox")
+        evaluate_coco({**truth, "images": []}, [], "box")
     with pytest.raises(ValueError, match=r"choose one of them"):
-        evaluate_coco(truth, results, "bbox").precision_curve(0.52)
+        evaluate_coco(truth, results, "box").precision_curve(0.52)
 
 
 def test_every_engine_of_the_config_is_there_and_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     assert set(coco_ap._ENGINES) == set(ENGINES)
     for engine in ENGINES:
-        evaluate_coco(*tiny(), "bbox", engine)
+        evaluate_coco(*tiny(), "box", engine)
     out, err = capfd.readouterr()
     assert out == err == ""
 
@@ -225,4 +241,4 @@ def test_every_engine_of_the_config_is_there_and_is_quiet(capfd: pytest.CaptureF
 def test_equal_class_names_stay_apart() -> None:
     truth, results = tiny()
     truth["categories"][1]["name"] = "cat"
-    assert list(evaluate_coco(truth, results, "bbox").per_class) == ["cat (4)", "cat (6)"]
+    assert list(evaluate_coco(truth, results, "box").per_class) == ["cat (4)", "cat (6)"]

@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 from model.ops.masks import paste_full
 from model.types import Detections
 from pipeline.evaluation.coco_rle import detections_to_results, encode_crop, encode_crops
+from pipeline.evaluation.instances import from_detections, from_results
 
 
 def full(crop: np.ndarray[Any, Any], y0: int, x0: int, height: int, width: int) -> np.ndarray[Any, Any]:
@@ -101,3 +102,14 @@ def test_a_class_the_data_does_not_have_is_refused() -> None:
     found = Detections(torch.ones(1, 4), torch.ones(1), torch.tensor([3]), None, (10, 10))
     with pytest.raises(ValueError, match=r"1\.\.2 .* got \[3\]"):
         detections_to_results(found, 1, [5, 6])
+
+
+def test_keypoints_name_pixels_as_cocos_do() -> None:
+    points = torch.tensor([[[3.5, 4.5, -1.0], [10.25, 0.5, 7.0]]])
+    found = Detections(torch.ones(1, 4), torch.ones(1), torch.ones(1, dtype=torch.int64), None, (20, 30), points)
+    (result,) = detections_to_results(found, 1, [5])
+    assert result["keypoints"] == [3.0, 4.0, -1.0, 9.75, 0.0, 7.0]
+    shown = from_results([result], [5]).keypoints, from_detections(found).keypoints
+    for drawn in shown:
+        assert drawn is not None and drawn[0].tolist() == [[3.0, 4.0, 2.0], [9.75, 0.0, 2.0]]
+    assert found.keypoints is points and points[0, 0, 0] == 3.5

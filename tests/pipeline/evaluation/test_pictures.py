@@ -10,6 +10,7 @@ from pipeline.evaluation.colours import class_colour, text_colour
 from pipeline.evaluation.curves import pr_curves
 from pipeline.evaluation.instances import Instances
 from pipeline.evaluation.pictures import draw_comparison, draw_predictions, draw_sample, gallery
+from pipeline.evaluation.protocols import PROTOCOLS
 
 
 def square(height: int, width: int, box: tuple[int, int, int, int]) -> Instances:
@@ -121,7 +122,9 @@ def test_colours_are_stable_and_distinct() -> None:
 
 def test_pr_curves_are_drawn_also_without_ground_truth(tmp_path: Path) -> None:
     falling = np.broadcast_to(np.linspace(1, 0, 101)[None, :, None, None, None], (10, 101, 2, 4, 3))
-    some = CocoAp("bbox", {}, {}, {}, falling, np.zeros((10, 2, 4, 3)))
-    none = CocoAp("segm", {}, {}, {}, np.full((10, 101, 2, 4, 3), -1.0), np.full((10, 2, 4, 3), -1.0))
+    some = CocoAp(PROTOCOLS["coco"]["box"], {}, {}, {}, falling, np.zeros((10, 2, 4, 3)))
+    none = CocoAp(
+        PROTOCOLS["coco"]["mask"], {}, {}, {}, np.full((10, 101, 2, 4, 3), -1.0), np.full((10, 2, 4, 3), -1.0)
+    )
     pr_curves({"box": some, "mask": none}, tmp_path / "pr.png")
     assert read(tmp_path / "pr.png").std() > 5

@@ -9,15 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.evaluation.cityscapes_ap import CityscapesAp
-from pipeline.evaluation.coco_ap import STAT_NAMES, CocoAp
-from pipeline.evaluation.tables import ap_table, class_columns, per_class_table, write_ap_json, write_per_class_csv
+from pipeline.evaluation.coco_ap import CocoAp
+from pipeline.evaluation.protocols import PROTOCOLS, STAT_NAMES
+from pipeline.evaluation.tables import ap_tables, per_class_table, with_classes, write_ap_json, write_per_class_csv
 
 
 def ap(value: float, classes: dict[str, float]) -> CocoAp:
     stats = {name: value for name in STAT_NAMES} | {"AP_large": math.nan}
     k = len(classes)
     empty = np.zeros((10, 101, k, 4, 3))
-    return CocoAp("bbox", stats, classes, dict.fromkeys(classes, 7), empty, empty[:, 0])
+    return CocoAp(PROTOCOLS["coco"]["box"], stats, classes, dict.fromkeys(classes, 7), empty, empty[:, 0])
 
 
 def show(table: Table, width: int = 80) -> str:
@@ -27,7 +28,8 @@ def show(table: Table, width: int = 80) -> str:
 
 
 def test_ap_table_shows_percent_and_dashes() -> None:
-    text = show(ap_table({"box": ap(0.45678, {"a": 0.1}), "mask": ap(0.3, {"a": 0.1})}))
+    (table,) = ap_tables({"box": ap(0.45678, {"a": 0.1}), "mask": ap(0.3, {"a": 0.1})})
+    text = show(table)
     rows = {line.split()[0]: line.split()[1:3] for line in text.splitlines() if line.strip().startswith("A")}
     assert rows["AP"] == ["45.7", "30.0"]
     assert rows["AP_large"] == ["-", "-"]
@@ -48,9 +50,9 @@ def test_cityscapes_numbers_are_ap_and_ap50() -> None:
     found = CityscapesAp(
         stats, {"car": 0.512, "train": math.nan}, {"car": 0.733, "train": math.nan}, objects, np.empty(0)
     )
-    rows = [line.split()[:2] for line in show(ap_table({"mask": found})).splitlines() if " IoU " in line]
+    rows = [line.split()[:2] for line in show(next(ap_tables({"mask": found}))).splitlines() if " IoU " in line]
     assert rows == [["AP", "30.1"], ["AP50", "55.2"]]
-    text = show(per_class_table(class_columns({"mask": found}))).splitlines()
+    text = show(per_class_table(with_classes({"mask": found}))).splitlines()
     assert [line.split() for line in text if line.strip().startswith(("class", "car", "train"))] == [
         ["class", "mask", "mask50", "objects"],
         ["car", "51.2", "73.3", "31"],

@@ -10,7 +10,8 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.errors import UserError
 from pipeline.evaluation.cityscapes_ap import CityscapesAp
-from pipeline.evaluation.coco_ap import STAT_NAMES, CocoAp
+from pipeline.evaluation.coco_ap import CocoAp
+from pipeline.evaluation.protocols import PROTOCOLS, STAT_NAMES
 from pipeline.tracking.mlflow_run import CHANGED_TAG, Tracker, flatten
 from pipeline.tracking.mlflow_store import default_uri
 
@@ -121,7 +122,7 @@ def test_artifacts_lie_beside_the_database(uri: str, tmp_path: Path) -> None:
 def test_ap_with_unicode_and_odd_class_names(uri: str) -> None:
     classes = {"person": 0.5, "größe 猫": 0.25, "a/b": 0.1, "a?b": 0.2, "..": 0.3, "unseen": math.nan}
     ap = CocoAp(
-        task="segm",
+        protocol=PROTOCOLS["coco"]["mask"],
         stats={name: (math.nan if name == "AP_large" else 0.5) for name in STAT_NAMES},
         per_class=classes,
         instances=dict.fromkeys(classes, 1),

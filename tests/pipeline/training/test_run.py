@@ -106,11 +106,42 @@ def test_keypoints_are_those_of_the_data(config: RunConfig, shapes: Path, tmp_pa
     keypoints = {"names": ["top", "left", "right"], "flip": [0, 2, 1], "skeleton": []}
     train = copied(shapes / "train", tmp_path / "train", lambda m: m.update(keypoints=keypoints))
     config = replace(config, data=replace(config.data, train=train))
+    with pytest.raises(ConfigError, match=r"model\.keypoint is set, but .*/val has no keypoints; shard from"):
+        prepare(with_keypoints(None), "x")
+    val = copied(shapes / "val", tmp_path / "val", lambda m: m.update(keypoints=keypoints))
+    config = replace(config, data=replace(config.data, val=val))
     for count in (None, 3):
         resolved = prepare(with_keypoints(count), "x").config.model.keypoint
         assert resolved is not None and resolved.count == 3
     with pytest.raises(ConfigError, match=r"model\.keypoint\.count is 17, .*/train has 3; leave it null"):
         prepare(with_keypoints(17), "x")
+
+
+def test_categories_to_score_are_those_of_the_data(config: RunConfig) -> None:
+    def scoring(*names: str) -> RunConfig:
+        return replace(config, evaluate=replace(config.evaluate, categories=names))
+
+    known = load_manifest(str(config.data.val)).class_names
+    assert prepare(scoring(*known[:2]), "x").config.evaluate.categories == known[:2]
+    with pytest.raises(ConfigError, match=r"evaluate\.categories names unicorn, which .*/val does not have; it has "):
+        prepare(scoring(known[0], "unicorn"), "x")
+
+
+def test_a_model_without_an_rpn_needs_proposals_in_both_data_sets(
+    config: RunConfig, shapes: Path, tmp_path: Path
+) -> None:
+    config = replace(config, model=replace(config.model, rpn=None))
+
+    def proposed(split: str) -> str:
+        return copied(shapes / split, tmp_path / split, lambda m: m["counts"].update(proposals=5))
+
+    with pytest.raises(DataError, match=r"/train has no proposals, and model\.rpn is null .* --proposals FILE"):
+        prepare(config, "x")
+    config = replace(config, data=replace(config.data, train=proposed("train")))
+    with pytest.raises(DataError, match="/val has no proposals"):
+        prepare(config, "x")
+    config = replace(config, data=replace(config.data, val=proposed("val")))
+    assert prepare(config, "x").config.model.rpn is None
 
 
 def test_data_without_an_image_to_train_on(config: RunConfig, shapes: Path, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""`maskrcnn evaluate --predictions R.json --annotations A.json --task mask`: any system's results, without Ray.
+
+Nothing here imports torch: a file is scored in seconds.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from jobs.console import err, out
+from pipeline.config import Engine
+from pipeline.data import coco_json
+from pipeline.data.results_json import load_results
+from pipeline.errors import UserError
+from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
+from pipeline.evaluation.coco_truth import style_of
+from pipeline.evaluation.protocols import Style, Task
+from pipeline.evaluation.tables import ap_tables, per_class_table, with_classes
+
+
+def score(
+    predictions: Path,
+    annotations: Path,
+    task: str,
+    categories: Sequence[str] | None,
+    engine: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Score a file and print the tables, or one JSON object; what is odd about the results is counted on stderr."""
+    checked_task = _one_of(task, get_args(Task), "--task")
+    checked_engine = _one_of(engine, get_args(Engine), "--engine")
+    results, truth = load_results(predictions), coco_json.load(annotations)
+    style = style_of(truth)
+    try:
+        ap = evaluate_coco(truth, results, checked_task, checked_engine, style, categories)
+    except UserError as error:
+        raise UserError(f"{predictions} on {annotations}: {error}") from error
+    if as_json:
+        print(json.dumps(_content(ap, style, checked_engine, len(results), len(truth["images"])), allow_nan=False))
+        return
+    show_ap({checked_task: ap})
+
+
+def show_ap(aps: Mapping[str, CocoAp]) -> None:
+    """Tables of AP a class and of the official numbers; warnings once, for they are of the same results."""
+    for text in dict.fromkeys(str(warned) for ap in aps.values() for warned in ap.warnings):
+        err.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+    if by_class := with_classes(aps):
+        out.print(per_class_table(by_class, out.width))
+    for table in ap_tables(aps):
+        out.print(table)
+
+
+def _content(ap: CocoAp, style: Style, engine: Engine, results: int, images: int) -> dict[str, Any]:
+    """What --json prints. `stats` has the official numbers in their order, -1 where there is nothing to find."""
+    return {
+        "task": ap.protocol.task,
+        "protocol": style,
+        "engine": engine,
+        "images": images,
+        "results": results,
+        "names": list(ap.stats),
+        "stats": [-1.0 if math.isnan(value) else value for value in ap.stats.values()],
+        "per_class": {name: None if math.isnan(value) else value for name, value in ap.per_class.items()},
+        "instances": ap.instances,
+        "oks_sigmas": ap.sigmas,
+        "warnings": [asdict(warned) for warned in ap.warnings],
+    }
+
+
+def _one_of(word: str, known: tuple[Any, ...], option: str) -> Any:
+    if word not in known:
+        raise UserError(f"{option} must be one of {', '.join(known)}, got {word}")
+    return word
