@@ -11,7 +11,9 @@ from torch import Tensor
 from model.build import build_model
 from model.config import BodyName
 from model.mask_rcnn import MaskRCNN
-from model.weights.torchvision import COCO_CATEGORY_IDS, TORCHVISION_V1, from_torchvision, load_matching
+from model.weights.loading import load_matching
+from model.weights.torchvision import COCO_CATEGORY_IDS, from_torchvision, rows_of_classes, to_torchvision
+from model.weights.torchvision_builders import TORCHVISION_V1
 
 
 @pytest.fixture(scope="module")
