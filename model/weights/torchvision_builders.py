@@ -29,17 +29,18 @@ from model.trunks.resnet import SHAPES
 from model.weights.loading import compare
 from model.weights.torchvision import COCO_CATEGORY_IDS, COCO_ROWS, from_torchvision
 
+_RPN = RPNConfig(
+    anchors=AnchorConfig(order="ratio_major", rounded=True, stride_from_grid=True),
+    post_nms_train=2000,
+    min_size_px=1e-3,
+    box_beta=1 / 9,
+    normaliser="sampled",
+)
 TORCHVISION_V1 = ModelConfig(
     classes=90,  # COCO's category ids 1..90, of which 80 occur
     input=InputConfig(),
     trunk=TrunkConfig(body="resnet50", norm="frozen_bn", stride_in="3x3", freeze_stages=2),
-    rpn=RPNConfig(
-        anchors=AnchorConfig(order="ratio_major", rounded=True, stride_from_grid=True),
-        post_nms_train=2000,
-        min_size_px=1e-3,
-        box_beta=1 / 9,
-        normaliser="sampled",
-    ),
+    rpn=_RPN,
     roi=RoIConfig(sampling_ratio=2, aligned=False),
     box=BoxConfig(box_beta=1 / 9, min_size_px=1e-2),
     mask=MaskConfig(target="image", paste="integer"),
@@ -47,7 +48,7 @@ TORCHVISION_V1 = ModelConfig(
 TORCHVISION_V2 = replace(
     TORCHVISION_V1,
     trunk=TrunkConfig(body="resnet50", norm="bn", stride_in="3x3", freeze_stages=0, fpn_norm="bn"),
-    rpn=replace(TORCHVISION_V1.rpn, convs=2),
+    rpn=replace(_RPN, convs=2),
     box=BoxConfig(convs=4, norm="bn", layers=1, box_beta=1 / 9, min_size_px=1e-2),
     mask=MaskConfig(norm="bn", target="image", paste="integer"),
 )
@@ -138,6 +139,7 @@ def builder_of(config: ModelConfig) -> Recognised:
     for key, value, there in (
         ("trunk.body", config.trunk.body, config.trunk.body in SHAPES),
         ("trunk.norm", config.trunk.norm, config.trunk.norm != "gn"),
+        ("rpn", config.rpn, config.rpn is not None),
         ("box", config.box, config.box is not None),
     ):
         if not there:

@@ -182,6 +182,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no weights file {path}") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path} is a directory; give the file of a state dict") from error
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} holds no readable tensors (damaged, or a pickle with code): {error}") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):

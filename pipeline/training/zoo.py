@@ -9,12 +9,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from model.build import build_model
 from model.config import ModelConfig
@@ -28,9 +27,14 @@ from model.weights.torchvision_builders import (
     other_conventions,
     recognise,
 )
-from pipeline.config import DataConfig, RunConfig, TrainConfig
+from pipeline.config import RunConfig, TrainConfig
 from pipeline.configure import apply_overrides
+from pipeline.data.keypoints import mirror_of
 from pipeline.training.checkpoint import CheckpointError, Meta, load_model, read_tensors, save_checkpoint, versions
+
+_PAIRS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+_PERSON = ("person",)
+_JOINTS = ("nose", *(f"{side}_{joint}" for joint in _PAIRS for side in ("left", "right")))  # COCO's 17
 
 
 @dataclass(frozen=True)
@@ -77,20 +81,22 @@ def read_torchvision(path: Path, class_names: Sequence[str] | None = None, overr
         raise CheckpointError(f"{path}: {error}") from error
     rows = len(state["roi_heads.box_predictor.cls_score.weight"])
     names, category_ids = _classes(path, rows, model, class_names)
-    notes = []
-    if rows == COCO_ROWS and category_ids == COCO_CATEGORY_IDS:
-        notes.append(f"the file's {rows} rows are the background and COCO's ids 1..90; its 80 classes were taken")
+    notes, flip = [], None
+    if category_ids == COCO_CATEGORY_IDS:
+        notes.append(
+            f"rows of the file: {rows}, the background and COCO's ids 1..90; those of its 80 classes were taken"
+        )
+    if model.keypoint is not None and (names, model.keypoint.count) == (_PERSON, len(_JOINTS)):
+        flip = mirror_of(_JOINTS, "torchvision")
     if model.trunk.norm == "frozen_bn":
         eps, why = _eps(path, model.trunk.norm_eps)
         model = replace(model, trunk=replace(model.trunk, norm_eps=eps))
         notes.append(why)
-    config = RunConfig(
-        model=replace(model, classes=len(names)), data=DataConfig(), train=TrainConfig(precision="float32")
-    )
-    config = apply_overrides(config, overrides)
+    model = replace(model, classes=len(names))
+    config = apply_overrides(RunConfig(model=model, train=TrainConfig(precision="float32")), overrides)
     ours = from_torchvision(state, len(names))
     report = compare(empty_state(config.model), ours)
-    meta = Meta(0, names, category_ids, "", path.stem, None, versions())
+    meta = Meta(0, names, category_ids, "", path.stem, None, versions(), flip)
     return Import(path, builder, config, meta, ours, report, tuple(notes))
 
 
@@ -135,8 +141,8 @@ def export_torchvision(checkpoint: Path, path: Path) -> Export:
         raise CheckpointError(f"{checkpoint}: {error}; it cannot be exported") from error
     rows, count = rows_of_classes(len(meta.class_names), meta.category_ids)
     state = {name: value.contiguous() for name, value in to_torchvision(model.state_dict(), rows, count).items()}
-    beside = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
     if path.suffix == ".safetensors":
         save_file(state, beside)
     else:
@@ -144,41 +150,45 @@ def export_torchvision(checkpoint: Path, path: Path) -> Export:
     beside.replace(path)
     differing = other_conventions(config.model, like)
     notes = [
-        f"{key} is {mine} here and {theirs} in torchvision, which has no argument for it: detections differ"
+        f"model.{key} is {mine} here and {theirs} there, and the builder has no argument for it: detections differ"
         for key, (mine, theirs) in differing.items()
-        if CONVENTIONS[key] is None
+        if CONVENTIONS[key] is None and key != "trunk.norm_eps"
     ]
+    if "trunk.norm_eps" in differing:
+        eps = config.model.trunk.norm_eps
+        notes.append(f"then set the BN eps: for module in model.backbone.body.modules(): module.eps = {eps}")
     if count > len(rows) + 1:
-        notes.append(f"rows of class layers follow COCO's ids; the {count - len(rows) - 1} that are no class never win")
-    if config.model.trunk.norm == "frozen_bn":
         notes.append(
-            "the body's batch norm was frozen; the builder makes trainable ones without weights_backbone, which detect "
-            "the same in eval mode"
+            f"rows are COCO's ids as in torchvision's files; the {count - len(rows) - 1} without a class never win"
         )
-    arguments: dict[str, Any] = {"num_classes": count}
+    arguments: dict[str, object] = {"num_classes": count}
     if config.model.keypoint is not None:
         arguments["num_keypoints"] = config.model.keypoint.count
-    sizes = (config.data.test_size_px, config.data.test_max_size_px)
-    arguments |= {
-        name: s for name, s, usual in zip(("min_size", "max_size"), sizes, (800, 1333), strict=True) if s != usual
-    }
+    for name, size, usual in (
+        ("min_size", config.data.test_size_px, 800),
+        ("max_size", config.data.test_max_size_px, 1333),
+    ):
+        if size != usual:
+            arguments[name] = size
     for key, (mine, _) in differing.items():
         argument = CONVENTIONS[key]
+        if isinstance(mine, tuple) and key.startswith("input."):
+            mine = tuple(value / 255 for value in mine)
         if argument is not None:
-            arguments[argument] = [v / 255 for v in mine] if argument.startswith("image_") else mine  # type: ignore[attr-defined]
-    return Export(tuple(state), _call(builder, config.model, arguments), tuple(notes))
+            arguments[argument] = mine
+    return Export(tuple(state), _call(builder, config.model.trunk.body, arguments), tuple(notes))
 
 
 def _classes(
     path: Path, rows: int, model: ModelConfig, names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names and category ids of the classes to take from a file's rows. Raises CheckpointError."""
-    coco = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     if names is None:
         if rows == COCO_ROWS:
+            coco = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
             return tuple(coco[i] for i in COCO_CATEGORY_IDS), COCO_CATEGORY_IDS
-        if rows == 2 and model.keypoint is not None and model.keypoint.count == 17:
-            return tuple(KeypointRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]), (1,)
+        if rows == 2 and model.keypoint is not None and model.keypoint.count == len(_JOINTS):
+            return _PERSON, (1,)
         raise CheckpointError(
             f"{path} has {rows - 1} classes and not their names; name them with --classes, a file of a name a line or "
             f"a list: --classes {','.join('abc'[: min(rows - 1, 3)])}{',...' if rows > 4 else ''}"
@@ -208,11 +218,11 @@ def _eps(path: Path, usual: float) -> tuple[float, str]:
     )
 
 
-def _call(builder: str, model: ModelConfig, arguments: Mapping[str, Any]) -> str:
+def _call(builder: str, body: str, arguments: Mapping[str, object]) -> str:
     said = ", ".join(f"{name}={value}" for name, value in arguments.items())
-    if model.trunk.body == "resnet50":
+    if body == "resnet50":
         return f"torchvision.models.detection.{builder}(weights=None, weights_backbone=None, {said})"
-    kind = {"fasterrcnn": "FasterRCNN", "maskrcnn": "MaskRCNN", "keypointrcnn": "KeypointRCNN"}[builder.split("_")[0]]
-    body = f"resnet_fpn_backbone(backbone_name='{model.trunk.body}', weights=None)"
-    heads = ", with the heads and norms of its v2 builder" if builder.endswith("_v2") else ""
-    return f"torchvision.models.detection.{kind}({body}, {said}){heads}"
+    network = {"f": "FasterRCNN", "m": "MaskRCNN", "k": "KeypointRCNN"}[builder[0]]
+    heads = ", RPN, heads and norms as its v2 builder makes them" if builder.endswith("_v2") else ""
+    trunk = f"resnet_fpn_backbone(backbone_name='{body}', weights=None)"
+    return f"torchvision.models.detection.{network}({trunk}, {said}){heads}"

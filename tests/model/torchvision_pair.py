@@ -113,7 +113,7 @@ def make_pair(builder: str) -> Pair:
 
 
 def with_budgets(config: ModelConfig) -> ModelConfig:
-    assert config.box is not None
+    assert config.box is not None and config.rpn is not None
     budgets = {"pre_nms_train": PRE_NMS, "pre_nms_test": PRE_NMS, "post_nms_train": POST_NMS, "post_nms_test": POST_NMS}
     return dataclasses.replace(
         config,
