@@ -9,7 +9,7 @@ bug of ours and keeps its traceback.
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.syntax import Syntax
@@ -213,6 +213,49 @@ def predict(
     from jobs.predict import predict as run
 
     run(checkpoint, images, out_dir, score=score, overrides=settings or [])
+
+
+@app.command("import")
+def import_(
+    weights: Annotated[
+        Path, typer.Argument(metavar="FILE", help="State dict: .pth or .safetensors.", show_default=False)
+    ],
+    out_dir: Annotated[
+        Path, typer.Option("--out", metavar="CHECKPOINT", help="Directory to make.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_NAMES",
+            help="Names of the classes, in the order of the file's rows: a file with one a line, or cat,dog,...",
+            show_default="COCO's, where the file is of them",
+        ),
+    ] = None,
+) -> None:
+    """Make a checkpoint of a torchvision detector: Faster, Mask or Keypoint R-CNN, v1 or v2, on any ResNet.
+
+    Network and conventions are recognised from the file. What it cannot say is set with KEY=VALUE:
+    model.trunk.norm_eps=0 for weights that come from torchvision's own COCO weights of v1 (those files themselves are
+    recognised), model.rpn.anchors.ratios=... for other anchors.
+    """
+    from jobs.import_weights import import_weights as run
+
+    run(weights, out_dir, classes, overrides or [])
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)],
+    out_path: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="File to write: .pth or .safetensors.", show_default=False)
+    ],
+    zoo: Annotated[Literal["torchvision"], typer.Option("--format", help="Whose names.")] = "torchvision",
+) -> None:
+    """Write the weights of a checkpoint for a torchvision builder, and say how to load them."""
+    from jobs.export_weights import export_weights as run
+
+    run(checkpoint, out_path)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Frozen dataclasses that describe a Mask R-CNN. Defaults are the modern COCO recipe (detectron2's R50-FPN 1x).
 
 Every convention on which two public implementations differ is a value here, so that weights of either can be used
-exactly: see `TORCHVISION_V1` in model/weights/torchvision.py for torchvision's set.
+exactly: see model/weights/torchvision_builders.py for torchvision's sets.
 """
 
 from collections.abc import Iterator
@@ -20,6 +20,8 @@ BodyName = Literal[
     "mobilenet_v3_large",
     "convnext_tiny",
 ]
+Channels = Literal["rgb", "bgr"]
+AnchorOrder = Literal["size_major", "ratio_major"]
 Neck = Literal["fpn", "c4", "c5"]
 Norm = Literal["frozen_bn", "bn", "sync_bn", "gn"]
 HeadNorm = Literal["bn", "sync_bn", "gn"]
@@ -84,8 +86,9 @@ class InputConfig(Section):
         "divisor": COUNT,
     }
 
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB, 0..255 (ImageNet)
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB (whatever `channels` is), 0..255 (ImageNet)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)  # RGB, 0..255
+    channels: Channels = "rgb"  # what the first convolution sees; weights from Caffe2 and detectron2 expect "bgr"
     divisor: int = 32  # pixels; the deepest FPN stride
 
 
@@ -118,6 +121,7 @@ class AnchorConfig(Section):
 
     sizes_px: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    order: AnchorOrder = "size_major"  # of several sizes on one level: the outer loop of a cell's anchors (C4, C5)
     rounded: bool = False  # torchvision rounds the corners to whole pixels
     stride_from_grid: bool = False  # torchvision: stride = padded image size // grid size (P6 may be off); else 2^level
 
@@ -137,6 +141,7 @@ class RPNConfig(Section):
         "background_iou": SHARE,
         "positive_fraction": SHARE,
         "nms_iou": SHARE,
+        "convs": COUNT,
         "batch_per_image": COUNT,
         "pre_nms_train": COUNT,
         "pre_nms_test": COUNT,
@@ -147,6 +152,7 @@ class RPNConfig(Section):
     }
 
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    convs: int = 1  # 3x3 convolutions before the two outputs (torchvision v2, LSJ: 2)
     foreground_iou: float = 0.7
     background_iou: float = 0.3
     batch_per_image: int = 256  # sampled anchors an image

@@ -74,6 +74,7 @@ class MaskRCNN(nn.Module):
         self.register_buffer("mean", torch.tensor(inputs.mean), False)
         self.register_buffer("std", torch.tensor(inputs.std), False)
         self.divisor = inputs.divisor
+        self.bgr = inputs.channels == "bgr"
         self.roi = roi
         self.trunk: Trunk = trunk  # type: ignore[assignment]  # a module that is a Trunk
         self.rpn = proposer  # so its weights are named, whether it has any or not
@@ -91,12 +92,12 @@ class MaskRCNN(nn.Module):
         }
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> float32 [B, 3, H', W'] (channels last in memory), zero outside `sizes` [B, 2]."""
+        """uint8 RGB [B, H, W, 3] -> float32 [B, 3, H', W'] (channels last in memory), zero outside `sizes` [B, 2]."""
         height, width = images.shape[1:3]
         rows = torch.arange(height, device=images.device)[None, :, None] < sizes[:, 0, None, None]
         columns = torch.arange(width, device=images.device)[None, None, :] < sizes[:, 1, None, None]
         x = (images.float() - self.mean) / self.std * (rows & columns)[..., None]
-        x = F.pad(x, (0, 0, 0, -width % self.divisor, 0, -height % self.divisor))
+        x = F.pad(x.flip(3) if self.bgr else x, (0, 0, 0, -width % self.divisor, 0, -height % self.divisor))
         return x.permute(0, 3, 1, 2)
 
     def forward(self, batch: Batch, noise: SamplingNoise | None = None) -> Losses:
@@ -147,14 +148,12 @@ class MaskRCNN(nn.Module):
             size = head.config.roi_size
             if size not in shared:
                 shared[size] = read(boxes, size)
-            logits = head(shared[size])
             if isinstance(head, MaskHead):
                 target = mask_targets(targets, index, boxes, head.size, head.config.target)
-                losses |= head.losses(logits, classes, target, classes > 0)
+                losses |= head.losses(head(shared[size], classes > 0), classes, target, classes > 0)
             else:
-                losses |= head.losses(
-                    logits, boxes.flatten(0, 1), keypoint_targets(targets, index, head.count), classes > 0
-                )
+                points = keypoint_targets(targets, index, head.count)
+                losses |= head.losses(head(shared[size]), boxes.flatten(0, 1), points, classes > 0)
         return losses
 
     def look(self, batch: Batch) -> Seen:
@@ -174,10 +173,10 @@ class MaskRCNN(nn.Module):
     def _box_losses(
         self, box: BoxHead, crop: Crop, crops: Tensor, rois: SampledRoIs, targets: Targets, sizes: Tensor
     ) -> Losses:
-        logits, deltas = box(crops if self.cascade is None else self.cascade.share(crops))
+        boxes, real = rois.boxes.flatten(0, 1), rois.valid.flatten()
+        logits, deltas = box(crops if self.cascade is None else self.cascade.share(crops), real)
         truth = gather_slots(targets.boxes, rois.truth_index).flatten(0, 1)
-        boxes = rois.boxes.flatten(0, 1)
-        losses = box.losses(logits, deltas, boxes, rois.classes.flatten(), truth, rois.valid.flatten())
+        losses = box.losses(logits, deltas, boxes, rois.classes.flatten(), truth, real)
         if self.cascade is None:
             return losses
         refined = box.refine(deltas, boxes).reshape(rois.boxes.shape)

@@ -50,9 +50,12 @@ class BoxHead(nn.Module):
         nn.init.zeros_(self.scores.bias)
         nn.init.zeros_(self.deltas.bias)
 
-    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """crops [R, C, P, P] -> logits float32 [R, K + 1], deltas float32 [R, K, 4] ([R, 1, 4] class-agnostic)."""
-        x = self.convs(crops)
+    def forward(self, crops: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """crops [R, C, P, P] -> logits float32 [R, K + 1], deltas float32 [R, K, 4] ([R, 1, 4] class-agnostic).
+
+        `real` bool [R]: which RoIs count in a batch norm; None: all.
+        """
+        x = self.convs(crops, real)
         x = x.mean((2, 3)) if self.config.average else x.flatten(1)
         for layer in self.fc:
             x = F.relu(layer(x), inplace=True)

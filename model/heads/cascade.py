@@ -51,9 +51,9 @@ class Cascade(nn.Module):
                 index, label = match(box_iou(targets.boxes, boxes), targets.valid, iou, iou, False)
                 classes = torch.where(real & (label == 1), gather_slots(targets.classes, index), 0)
                 truth = gather_slots(targets.boxes, index)
-            logits, deltas = stage(self.share(crop(boxes)))
-            flat = boxes.flatten(0, 1)
-            losses.append(stage.losses(logits, deltas, flat, classes.flatten(), truth.flatten(0, 1), real.flatten()))
+            flat, counted = boxes.flatten(0, 1), real.flatten()
+            logits, deltas = stage(self.share(crop(boxes)), counted)
+            losses.append(stage.losses(logits, deltas, flat, classes.flatten(), truth.flatten(0, 1), counted))
             boxes = stage.refine(deltas, flat).reshape(boxes.shape)
         return losses
 

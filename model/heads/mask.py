@@ -27,9 +27,9 @@ class FCN(nn.Module):
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
-    def forward(self, crops: Tensor) -> Tensor:
-        """crops [R, C, P, P] -> logits [R, masks, m, m]."""
-        x = self.convs(crops)
+    def forward(self, crops: Tensor, real: Tensor | None = None) -> Tensor:
+        """crops [R, C, P, P] -> logits [R, masks, m, m]. real: bool [R], which RoIs count in a batch norm."""
+        x = self.convs(crops, real)
         for deconv in self.deconvs:
             x = F.relu(deconv(x), inplace=True)
         return self.predictor(x)  # type: ignore[no-any-return]
@@ -50,8 +50,8 @@ class MLP(nn.Module):
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
 
-    def forward(self, crops: Tensor) -> Tensor:
-        """crops [R, C, P, P] -> logits [R, masks, m, m]."""
+    def forward(self, crops: Tensor, real: Tensor | None = None) -> Tensor:
+        """crops [R, C, P, P] -> logits [R, masks, m, m]. `real` is of no use here: there is no norm."""
         x = crops.flatten(1)
         for layer in self.fc:
             x = F.relu(layer(x), inplace=True)
@@ -72,9 +72,12 @@ class MaskHead(nn.Module):
         """Mask side m."""
         return self.layers.size
 
-    def forward(self, crops: Tensor) -> Tensor:
-        """crops [R, C, P, P] -> logits float32 [R, channels of the scheme, m, m]."""
-        return self.layers(crops).float()  # type: ignore[no-any-return]
+    def forward(self, crops: Tensor, real: Tensor | None = None) -> Tensor:
+        """crops [R, C, P, P] -> logits float32 [R, channels of the scheme, m, m].
+
+        `real` bool [R]: which RoIs count in a batch norm; None: all.
+        """
+        return self.layers(crops, real).float()  # type: ignore[no-any-return]
 
     def losses(self, logits: Tensor, classes: Tensor, target: Tensor, positive: Tensor) -> Losses:
         """Mean over the pixels of positive RoIs. classes int64 [R], target [R, m, m], positive bool [R]."""

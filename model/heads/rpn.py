@@ -30,24 +30,24 @@ class RPN(nn.Module):
         super().__init__()
         self.config = config
         anchors = config.anchors
-        cells = cell_anchors(anchors.sizes_px, anchors.ratios, anchors.rounded)
-        cells = cells.reshape(levels, -1, 4)  # [L, anchors a cell, 4]
+        cells = cell_anchors(anchors.sizes_px, anchors.ratios, levels, anchors.order, anchors.rounded)
         self.register_buffer("cells", cells, False)
         self.register_buffer("weights", torch.ones(4), False)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(config.convs))
         self.objectness = nn.Conv2d(channels, cells.shape[1], 1)
         self.deltas = nn.Conv2d(channels, 4 * cells.shape[1], 1)
-        for conv in (self.conv, self.objectness, self.deltas):
+        for conv in (*self.conv, self.objectness, self.deltas):
             nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(conv.bias)
 
     def forward(self, pyramid: Pyramid) -> tuple[list[Tensor], list[Tensor]]:
         """Objectness logits float32 [B, A_l] and deltas float32 [B, A_l, 4] of each level."""
         objectness, deltas = [], []
-        for feature in pyramid.values():
-            hidden = F.relu(self.conv(feature), inplace=True)
+        for hidden in pyramid.values():
+            for conv in self.conv:
+                hidden = F.relu(conv(hidden), inplace=True)
             objectness.append(self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float())
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4).float())
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(hidden), -1, 4).float())
         return objectness, deltas
 
     def look(self, pyramid: Pyramid, padded_size: tuple[int, int], batch: Batch) -> Proposed:

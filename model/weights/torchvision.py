@@ -1,41 +1,13 @@
-"""Weights of torchvision: ImageNet ResNets and its Mask / Faster R-CNN R50-FPN (v1), by a table of names.
+"""torchvision's weights under our names, and ours under its: ImageNet classifiers and the R-CNN builders, v1 and v2.
 
-`TORCHVISION_V1` is the set of conventions those detectors were trained under; with another their AP drops in silence.
+The names alone: which network and which conventions go with them is in torchvision_builders.py.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-
-from model.config import (
-    AnchorConfig,
-    BoxConfig,
-    InputConfig,
-    MaskConfig,
-    ModelConfig,
-    RoIConfig,
-    RPNConfig,
-    TrunkConfig,
-)
-
-TORCHVISION_V1 = ModelConfig(
-    classes=90,  # COCO's category ids 1..90, of which 80 occur
-    input=InputConfig(),
-    trunk=TrunkConfig(body="resnet50", norm="frozen_bn", stride_in="3x3", freeze_stages=2),
-    rpn=RPNConfig(
-        anchors=AnchorConfig(rounded=True, stride_from_grid=True),
-        post_nms_train=2000,
-        min_size_px=1e-3,
-        box_beta=1 / 9,
-        normaliser="sampled",
-    ),
-    roi=RoIConfig(sampling_ratio=2, aligned=False),
-    box=BoxConfig(box_beta=1 / 9, min_size_px=1e-2),
-    mask=MaskConfig(target="image", paste="integer"),
-)
+from torch import Tensor
 
 # COCO's 80 category ids in order: which of torchvision's 91 rows are real classes.
 # fmt: off
@@ -45,98 +17,123 @@ COCO_CATEGORY_IDS = (
     64, 65, 67, 70, 72, 73, 74, 75, 76, 77, 78, 79, 80, 81, 82, 84, 85, 86, 87, 88, 89, 90,
 )
 # fmt: on
+COCO_ROWS = 91  # of torchvision's class layers: the background and category ids 1..90
 
-_NAMES = (  # torchvision -> ours; the first that matches the start of a name
-    (r"^(conv1|bn1|layer[1-4])\b", r"trunk.body.\1"),  # an ImageNet classifier's file
-    (r"^backbone\.body\.", r"trunk.body."),
-    (r"^backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?\.", r"trunk.lateral.\1."),
-    (r"^backbone\.fpn\.layer_blocks\.(\d)(?:\.0)?\.", r"trunk.output.\1."),
-    (r"^rpn\.head\.conv(?:\.0\.0)?\.", r"rpn.conv."),
-    (r"^rpn\.head\.cls_logits\.", r"rpn.objectness."),
-    (r"^rpn\.head\.bbox_pred\.", r"rpn.deltas."),
-    (r"^roi_heads\.box_head\.fc6\.", r"box.fc.0."),
-    (r"^roi_heads\.box_head\.fc7\.", r"box.fc.1."),
-    (r"^roi_heads\.box_predictor\.cls_score\.", r"box.scores."),
-    (r"^roi_heads\.box_predictor\.bbox_pred\.", r"box.deltas."),
-    (r"^roi_heads\.mask_head\.(\d)\.0\.", r"mask.layers.convs.conv.\1."),
-    (r"^roi_heads\.mask_head\.mask_fcn1\.", r"mask.layers.convs.conv.0."),  # files from before torchvision 0.13
-    (r"^roi_heads\.mask_head\.mask_fcn2\.", r"mask.layers.convs.conv.1."),
-    (r"^roi_heads\.mask_head\.mask_fcn3\.", r"mask.layers.convs.conv.2."),
-    (r"^roi_heads\.mask_head\.mask_fcn4\.", r"mask.layers.convs.conv.3."),
-    (r"^roi_heads\.mask_predictor\.conv5_mask\.", r"mask.layers.deconvs.0."),
-    (r"^roi_heads\.mask_predictor\.mask_fcn_logits\.", r"mask.layers.predictor."),
-)
+_LONGEST = 16  # convolutions in a row of one head, more than any builder has
+_PER_CLASS = {"box.scores": 1, "box.deltas": 4, "mask.layers.predictor": 1}  # outputs a class
+_NEVER = -1e4  # class logit of a row that is no class: its probability is 0 in every precision
+
+
+def _layers(box_convs: int) -> dict[str, str]:
+    """torchvision's layers -> ours, after the body. `box_convs`: how many the box head has; its fc layers follow."""
+    layers = {
+        "rpn.head.cls_logits": "rpn.objectness",
+        "rpn.head.bbox_pred": "rpn.deltas",
+        "roi_heads.box_predictor.cls_score": "box.scores",
+        "roi_heads.box_predictor.bbox_pred": "box.deltas",
+        "roi_heads.mask_predictor.conv5_mask": "mask.layers.deconvs.0",
+        "roi_heads.mask_predictor.mask_fcn_logits": "mask.layers.predictor",
+        "roi_heads.keypoint_predictor.kps_score_lowres": "keypoint.deconv",
+    }
+    for i in range(_LONGEST):
+        layers |= {
+            f"backbone.fpn.inner_blocks.{i}.0": f"trunk.lateral.{i}",
+            f"backbone.fpn.inner_blocks.{i}.1": f"trunk.lateral_norm.{i}",
+            f"backbone.fpn.layer_blocks.{i}.0": f"trunk.output.{i}",
+            f"backbone.fpn.layer_blocks.{i}.1": f"trunk.output_norm.{i}",
+            f"rpn.head.conv.{i}.0": f"rpn.conv.{i}",
+            f"roi_heads.box_head.{i}.0": f"box.convs.conv.{i}",
+            f"roi_heads.box_head.{i}.1": f"box.convs.norm.{i}",
+            f"roi_heads.mask_head.{i}.0": f"mask.layers.convs.conv.{i}",
+            f"roi_heads.mask_head.{i}.1": f"mask.layers.convs.norm.{i}",
+            f"roi_heads.keypoint_head.{2 * i}": f"keypoint.convs.conv.{i}",  # a ReLU after each
+        }
+        fc = f"box_head.{box_convs + 1 + 2 * i}" if box_convs else f"box_head.fc{6 + i}"  # a flatten, then ReLUs too
+        layers[f"roi_heads.{fc}"] = f"box.fc.{i}"
+    return layers
+
+
+def _old_layers() -> dict[str, str]:
+    """The same of files from before torchvision 0.13, where they differ."""
+    layers = {"rpn.head.conv": "rpn.conv.0"}
+    for i in range(_LONGEST):
+        layers |= {
+            f"backbone.fpn.inner_blocks.{i}": f"trunk.lateral.{i}",
+            f"backbone.fpn.layer_blocks.{i}": f"trunk.output.{i}",
+            f"roi_heads.mask_head.mask_fcn{i + 1}": f"mask.layers.convs.conv.{i}",
+        }
+    return layers
 
 
 def from_torchvision(state: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
     """A torchvision state dict under our names, for a model of `classes` object classes.
 
     Class layers lose the background where we have none (boxes, masks), and with 91 COCO rows and 80 classes the 11
-    category ids that never occur. Names that belong to no layer of ours are kept as they are.
+    rows that are no class. Names that belong to no layer of ours are kept as they are.
     """
+    box_convs = sum(bool(re.fullmatch(r"roi_heads\.box_head\.\d+\.0\.weight", name)) for name in state)
+    layers = _old_layers() | _layers(box_convs)
     converted = {}
     for name, value in state.items():
-        for pattern, replacement in _NAMES:
-            ours, hits = re.subn(pattern, replacement, name)
-            if hits:
-                converted[ours] = _class_rows(ours, value, classes)
-                break
-        else:
-            converted[name] = value
+        layer, _, kind = name.rpartition(".")
+        if re.match(r"(conv1|bn1|layer[1-4]|features)\b", name):  # an ImageNet classifier's file
+            name = f"trunk.body.{name}"
+        elif name.startswith("backbone.body."):
+            name = f"trunk.body.{name.removeprefix('backbone.body.')}"
+        elif layer in layers:
+            layer = layers[layer]
+            name = f"{layer}.{kind}"
+            if layer in _PER_CLASS:
+                value = _rows_of(layer, value, classes)
+        converted[name] = value
     return converted
 
 
-def _class_rows(name: str, value: Tensor, classes: int) -> Tensor:
-    layer = name.rsplit(".", 1)[0]
-    per_class = {"box.scores": 1, "box.deltas": 4, "mask.layers.predictor": 1}.get(layer)
-    if per_class is None:
-        return value
-    rows = value.reshape(-1, per_class, *value.shape[1:])
+def to_torchvision(state: Mapping[str, Tensor], rows: Sequence[int], count: int) -> dict[str, Tensor]:
+    """Our state dict under torchvision's names: `from_torchvision` undone. Names without a place there are kept.
+
+    Rows that we do not have are made up: boxes and masks of the background, which torchvision never reads, are 0, and
+    rows that are no class (11 of COCO's 91) have a logit that makes them impossible.
+
+    Args:
+        state: of a model.
+        rows: of classes 1..K in torchvision's class layers.
+        count: rows of those, the background included.
+    """
+    box_convs = sum(bool(re.fullmatch(r"box\.convs\.conv\.\d+\.weight", name)) for name in state)
+    layers = {ours: theirs for theirs, ours in _layers(box_convs).items()}
+    converted = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        if name.startswith("trunk.body."):
+            name = f"backbone.body.{name.removeprefix('trunk.body.')}"
+        elif layer in layers:
+            name = f"{layers[layer]}.{kind}"
+            if layer in _PER_CLASS:
+                value = _rows_into(layer, kind, value, rows, count)
+        converted[name] = value
+    return converted
+
+
+def rows_of_classes(classes: int, category_ids: Sequence[int] | None) -> tuple[tuple[int, ...], int]:
+    """Rows of classes 1..K in torchvision's class layers, and how many it has: COCO's are its category ids."""
+    if category_ids is not None and tuple(category_ids) == COCO_CATEGORY_IDS:
+        return COCO_CATEGORY_IDS, COCO_ROWS
+    return tuple(range(1, classes + 1)), classes + 1
+
+
+def _rows_of(layer: str, value: Tensor, classes: int) -> Tensor:
+    rows = value.reshape(-1, _PER_CLASS[layer], *value.shape[1:])
     objects = rows[1:]  # background first
-    if len(rows) == 91 and classes == len(COCO_CATEGORY_IDS):
+    if len(rows) == COCO_ROWS and classes == len(COCO_CATEGORY_IDS):
         objects = rows[torch.tensor(COCO_CATEGORY_IDS)]
     kept = torch.cat([rows[:1], objects]) if layer == "box.scores" else objects
     return kept.flatten(0, 1)
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What a state dict did to a model, by parameter name."""
-
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]  # of the model, not in the file: left as initialised
-    left: tuple[str, ...]  # of the file, without a place in the model
-    mismatched: tuple[str, ...]  # "name: [file shape] into [model shape]": left as initialised
-
-    def __str__(self) -> str:
-        return (
-            f"{len(self.matched)} tensors loaded, {len(self.missing)} missing, "
-            f"{len(self.mismatched)} of another shape, "
-            f"{len(self.left)} not used"
-        )
-
-
-def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
-    """Copy every tensor of `state` that fits a parameter or buffer of `model` by name and shape.
-
-    Raises:
-        ValueError: nothing fits. The model is then unchanged.
-    """
-    own = model.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
-    matched = [name for name in own if name in state and own[name].shape == state[name].shape]
-    mismatched = [
-        f"{name}: {list(state[name].shape)} into {list(own[name].shape)}"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
-    if not any(name not in counters for name in matched):
-        some = ", ".join(list(state)[:3])
-        raise ValueError(
-            f"no tensor of the weights fits the model; the file has {len(state)} tensors such as {some}; "
-            "give a checkpoint of this project, or a torchvision ResNet or Mask R-CNN state dict of the model's depth"
-        )
-    model.load_state_dict({name: state[name] for name in matched}, strict=False)
-    missing = [name for name in own if name not in state and name not in counters]
-    left = [name for name in state if name not in own and not name.endswith("num_batches_tracked")]
-    return LoadReport(tuple(matched), tuple(missing), tuple(left), tuple(mismatched))
+def _rows_into(layer: str, kind: str, value: Tensor, rows: Sequence[int], count: int) -> Tensor:
+    own = value.reshape(-1, _PER_CLASS[layer], *value.shape[1:])
+    scores = layer == "box.scores"
+    full = own.new_full((count, *own.shape[1:]), _NEVER if scores and kind == "bias" else 0.0)
+    full[[0, *rows] if scores else list(rows)] = own
+    return full.flatten(0, 1)

@@ -146,11 +146,14 @@ def _keypoints(category: Json, path: Path) -> Keypoints:
             )
         sigmas = tuple(map(float, numbers))
     joined = tuple((first - 1, second - 1) for first, second in pairs)
-    return Keypoints(tuple(names), _flip(names, what), joined, sigmas)
+    return Keypoints(tuple(names), mirror_of(names, what), joined, sigmas)
 
 
-def _flip(names: Sequence[str], what: str) -> tuple[int, ...]:
-    """For each keypoint the one that a mirror makes of it: left_eye is right_eye then, and nose stays nose."""
+def mirror_of(names: Sequence[str], what: str) -> tuple[int, ...]:
+    """For each keypoint the one that a mirror makes of it: left_eye is right_eye then, and nose stays nose.
+
+    Raises DataError, about `what`.
+    """
     place = {name: index for index, name in enumerate(names)}
     flip = []
     for name in names:

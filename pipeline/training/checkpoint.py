@@ -1,14 +1,16 @@
 """A checkpoint is a directory that rebuilds the model alone: model.safetensors, config.yaml, meta.json, state.pt.
 
 It is written beside its place and renamed, so a torn one never looks whole. Nothing in it is unpickled: state.pt
-(momentum) is read with weights_only=True.
+(momentum) is read with weights_only=True. One that was never trained, of imported weights, has step 0 and no state.pt.
 """
 
+import argparse
 import json
 import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from model.build import build_model
 from model.mask_rcnn import MaskRCNN
-from model.weights.torchvision import LoadReport, from_torchvision, load_matching
+from model.weights.loading import LoadReport, load_matching
+from model.weights.torchvision import from_torchvision
 from pipeline.config import RunConfig
 from pipeline.configure import from_yaml_text, to_yaml
 from pipeline.errors import UserError
@@ -42,12 +45,17 @@ class Meta:
     step: int  # steps trained; the next one is this
     class_names: tuple[str, ...]  # of classes 1..K
     category_ids: tuple[int, ...]  # of the data set, of classes 1..K
-    dataset_fingerprint: str
+    dataset_fingerprint: str  # "" where the data is not known: imported weights
     run_name: str
     mlflow_run_id: str | None
     versions: dict[str, str]  # of torch, torchvision, ray
     keypoint_flip: tuple[int, ...] | None = None  # source.Keypoints.flip of the data set, where it has keypoints
     format_version: int = FORMAT_VERSION
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a run's numbers."""
+    return {package: version(package) for package in ("maskrcnn-ray", "torch", "torchvision", "ray", "pyarrow")}
 
 
 def checkpoint_name(step: int) -> str:
@@ -56,15 +64,17 @@ def checkpoint_name(step: int) -> str:
 
 
 def save_checkpoint(
-    directory: Path, model: MaskRCNN, optimiser: torch.optim.Optimizer, config: RunConfig, meta: Meta
+    directory: Path, model: MaskRCNN, optimiser: torch.optim.Optimizer | None, config: RunConfig, meta: Meta
 ) -> None:
-    """Write a checkpoint to `directory`, whole or not at all."""
+    """Write a checkpoint to `directory`, whole or not at all. Without an optimiser (imported weights) its step is 0."""
+    assert optimiser is not None or meta.step == 0
     beside = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, beside / MODEL)
     (beside / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    torch.save(optimiser.state_dict(), beside / STATE)
+    if optimiser is not None:
+        torch.save(optimiser.state_dict(), beside / STATE)
     (beside / META).write_text(json.dumps(asdict(meta), indent=2) + "\n", encoding="utf-8")
     if directory.exists():  # an earlier try at this step, from before a restart
         old = directory.with_name(f".{directory.name}.old")
@@ -79,24 +89,31 @@ def save_checkpoint(
 def read_meta(directory: Path) -> tuple[RunConfig, Meta]:
     """The configuration and the description of a checkpoint. Raises CheckpointError."""
     missing = [name for name in (MODEL, CONFIG, STATE, META) if not (directory / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{directory} is no checkpoint: it lacks {', '.join(missing)}; give one such as runs/NAME/step_0001000"
-        )
+    if missing and missing != [STATE]:
+        raise _no_checkpoint(directory, missing)
     try:
         content = json.loads((directory / META).read_bytes())
-        version = content.get("format_version")
-        if version != FORMAT_VERSION:
-            raise CheckpointError(f"{directory} has format {version}, this version reads format {FORMAT_VERSION}")
+        written = content.get("format_version")
+        if written != FORMAT_VERSION:
+            raise CheckpointError(f"{directory} has format {written}, this version reads format {FORMAT_VERSION}")
         content["class_names"] = tuple(content["class_names"])
         content["category_ids"] = tuple(content["category_ids"])
         if content.get("keypoint_flip") is not None:
             content["keypoint_flip"] = tuple(content["keypoint_flip"])
-        return from_yaml_text((directory / CONFIG).read_text(encoding="utf-8")), Meta(**content)
+        config, meta = from_yaml_text((directory / CONFIG).read_text(encoding="utf-8")), Meta(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{directory}/{META} or {CONFIG} cannot be read: {error}") from error
+    if missing and meta.step != 0:
+        raise _no_checkpoint(directory, missing)
+    return config, meta
+
+
+def _no_checkpoint(directory: Path, missing: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{directory} is no checkpoint: it lacks {', '.join(missing)}; give one such as runs/NAME/step_0001000"
+    )
 
 
 def load_model(directory: Path, config: RunConfig | None = None) -> tuple[MaskRCNN, RunConfig, Meta]:
@@ -113,7 +130,7 @@ def load_model(directory: Path, config: RunConfig | None = None) -> tuple[MaskRC
 
 def load_weights(model: MaskRCNN, directory: Path) -> None:
     """Copy a checkpoint's weights into `model`; every tensor must fit. Raises CheckpointError."""
-    state = _read_tensors(directory / MODEL)
+    state = read_tensors(directory / MODEL)
     own = model.state_dict()
     wrong = [n for n in own if n not in state or state[n].shape != own[n].shape] + [n for n in state if n not in own]
     if wrong:
@@ -145,23 +162,28 @@ def initialise(model: MaskRCNN, path: Path, classes: int) -> LoadReport:
     """
     if path.is_dir():
         read_meta(path)
-        state: Mapping[str, Tensor] = _read_tensors(path / MODEL)
+        state: Mapping[str, Tensor] = read_tensors(path / MODEL)
     else:
-        state = from_torchvision(_read_tensors(path), classes)
+        state = from_torchvision(read_tensors(path), classes)
     try:
         return load_matching(model, state)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file or one of torch.save. Nothing in it is run. Raises CheckpointError."""
     try:
         if path.suffix == ".safetensors":
             tensors: dict[str, Tensor] = load_file(path)
             return tensors
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # torchvision's reference scripts save their arguments beside the weights; a Namespace runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no weights file {path}") from error
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path} is a directory; give the file of a state dict") from error
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} holds no readable tensors (damaged, or a pickle with code): {error}") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):

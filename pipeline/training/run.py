@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -25,7 +24,7 @@ from pipeline.data.shards import Manifest, load_manifest
 from pipeline.data.source import Keypoints
 from pipeline.data.storage import Storage
 from pipeline.errors import UserError
-from pipeline.training.checkpoint import Meta, initialise, latest_checkpoint, read_meta
+from pipeline.training.checkpoint import Meta, initialise, latest_checkpoint, read_meta, versions
 from pipeline.training.cluster import Layout, run_config, scaling_config, torch_config
 from pipeline.training.loop import Job, train_worker
 
@@ -158,11 +157,6 @@ def tags(run: Run, layout: Layout) -> dict[str, str]:
     if commit is not None:
         facts["mlflow.source.git.commit"] = commit
     return facts
-
-
-def versions() -> dict[str, str]:
-    """Of what decides a run's numbers."""
-    return {package: version(package) for package in ("maskrcnn-ray", "torch", "torchvision", "ray", "pyarrow")}
 
 
 def _git_commit() -> str | None:

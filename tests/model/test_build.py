@@ -60,7 +60,7 @@ def test_initialisation() -> None:
     model = build_model(dataclasses.replace(TINY, trunk=dataclasses.replace(TINY.trunk, fpn_channels=256), classes=80))
     assert model.mask is not None
     expected = {  # standard deviations of detectron2's recipe
-        model.rpn.conv: 0.01,
+        model.rpn.conv[0]: 0.01,
         model.rpn.objectness: 0.01,
         model.rpn.deltas: 0.01,
         model.box.scores: 0.01,

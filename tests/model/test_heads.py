@@ -39,7 +39,7 @@ def boxes_in(count: int, height: int, width: int, generator: torch.Generator) ->
 def proposals_of(config: RPNConfig, seed: int) -> tuple[RPN, dict[int, Tensor]]:
     torch.manual_seed(seed)
     rpn = RPN(6, 5, config)
-    for layer in (rpn.conv, rpn.objectness, rpn.deltas):
+    for layer in (*rpn.conv, rpn.objectness, rpn.deltas):
         torch.nn.init.normal_(layer.weight, std=0.2)
     return rpn, {level: torch.randn(3, 6, -(-64 // 2**level), -(-96 // 2**level)) for level in (2, 3, 4, 5, 6)}
 

@@ -251,6 +251,21 @@ def test_input_is_normalised(tiny: MaskRCNN) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_bgr_is_the_same_network_with_the_channels_turned_round() -> None:
+    batch = scene([2, 1])
+    rgb, bgr = build(), build(dataclasses.replace(TINY, input=dataclasses.replace(TINY.input, channels="bgr")))
+    sizes = torch.tensor([[96, 128], [70, 101]])
+    mine, theirs = bgr.normalise(batch.images, sizes), rgb.normalise(batch.images, sizes)
+    assert torch.equal(mine, theirs[:, [2, 1, 0]]) and mine.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(mine, theirs)
+    with torch.no_grad():
+        bgr.trunk.body.conv1.weight.copy_(rgb.trunk.body.conv1.weight[:, [2, 1, 0]])
+    noise = noise_for(batch)
+    mine, theirs = bgr(batch, noise), rgb(batch, noise)
+    for name, loss in theirs.items():
+        torch.testing.assert_close(mine[name], loss, rtol=1e-5, atol=1e-6)
+
+
 # Detections
 
 

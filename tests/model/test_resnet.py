@@ -10,7 +10,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from model.config import BodyName, Norm, TrunkConfig
 from model.trunks.bodies import OTHERS
 from model.trunks.resnet import SHAPES, FrozenBatchNorm2d, ResNet, make_norm
-from model.weights.torchvision import load_matching
+from model.weights.loading import load_matching
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 

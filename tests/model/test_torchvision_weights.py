@@ -11,7 +11,18 @@ from torch import Tensor
 from model.build import build_model
 from model.config import BodyName
 from model.mask_rcnn import MaskRCNN
-from model.weights.torchvision import COCO_CATEGORY_IDS, TORCHVISION_V1, from_torchvision, load_matching
+from model.weights.loading import load_matching
+from model.weights.torchvision import COCO_CATEGORY_IDS, from_torchvision
+from model.weights.torchvision_builders import TORCHVISION_V1
+
+
+def numbered(empty: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the shapes of `empty`; each row holds its own number."""
+    state = {}
+    for name, value in empty.items():
+        rows = torch.arange(value.shape[0] if value.ndim else 1, dtype=torch.float32)
+        state[name] = rows.reshape(-1, *[1] * (value.ndim - 1)).expand(value.shape or (1,)).reshape(value.shape)
+    return state
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +30,7 @@ def detector() -> dict[str, Tensor]:
     """Names and shapes of torchvision's COCO Mask R-CNN; each row of a class layer holds its own number."""
     with torch.device("meta"):
         network = torchvision.models.detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    state = {}
-    for name, value in network.state_dict().items():
-        rows = torch.arange(value.shape[0] if value.ndim else 1, dtype=torch.float32)
-        state[name] = rows.reshape(-1, *[1] * (value.ndim - 1)).expand(value.shape or (1,)).reshape(value.shape)
-    return state
+    return numbered(network.state_dict())
 
 
 def meta(depth: BodyName, classes: int) -> MaskRCNN:

@@ -49,8 +49,20 @@ VARIANTS: dict[str, ModelConfig] = {
     "mobilenet c4": variant(trunk={"body": "mobilenet_v3_large", "norm": "bn", "neck": "c4"}, **C4_HEADS),
     "convnext": variant(trunk={"body": "convnext_tiny"}),
     "resnext": variant(trunk={"body": "resnext50_32x4d"}),
-    "norm in the pyramid and the heads": variant(
-        trunk={"fpn_norm": "bn"}, box={"convs": 2, "conv_channels": 32, "norm": "gn", "layers": 1}, mask={"norm": "bn"}
+    "torchvision v2": variant(
+        trunk={"norm": "bn", "fpn_norm": "bn"},
+        rpn={"convs": 2},
+        box={"convs": 2, "conv_channels": 32, "norm": "bn", "layers": 1},
+        mask={"norm": "bn"},
+    ),
+    "group norm in the pyramid and the heads": variant(
+        trunk={"fpn_norm": "gn", "fpn_channels": 32},
+        box={"convs": 2, "conv_channels": 32, "norm": "gn", "layers": 1},
+        mask={"norm": "gn", "channels": 32},
+    ),
+    "bgr": variant(input={"channels": "bgr"}),
+    "ratio-major c4": variant(
+        trunk={"neck": "c4"}, rpn={"anchors": dataclasses.replace(TINY.rpn.anchors, order="ratio_major")}, **C4_HEADS
     ),
     "competing": variant(mask={"scheme": "competing"}),
     "agnostic": variant(mask={"scheme": "agnostic"}),

@@ -191,6 +191,6 @@ def test_features_that_are_not_finite_skip_the_step_too(batch: Batch, value: flo
     loop, events = make_loop(model)
     with torch.no_grad():
         model.trunk.body.conv1.weight[0, 0, 0, 0] = value
-        model.rpn.conv.weight[0, 0, 0, 0] = value
+        model.rpn.conv[0].weight[0, 0, 0, 0] = value
     assert loop.step(0, batch) is None
     assert [event["kind"] for event in events] == ["bad_step"]
