@@ -232,3 +232,17 @@ def benchmark_variants(
     from jobs.benchmark_variants import benchmark_variants as run
 
     run(tables, rounds, threads)
+
+
+@benchmark_app.command("learning")
+def benchmark_learning(
+    table: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="Such as configs/shapes/variants.yaml.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Train every variant of a table for a few steps, without Ray: losses from first to last, and AP."""
+    from jobs.benchmark_learning import benchmark_learning as run
+
+    run(table, overrides or [], threads)
