@@ -22,6 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, load_config
 from pipeline.data.cityscapes_labels import CLASS_NAMES as CITYSCAPES
 from pipeline.data.scenes import CLASS_NAMES as SHAPES
+from pipeline.data.shapes import KEYPOINTS as EXTREMES
 from pipeline.errors import UserError
 from pipeline.yaml_core import YamlError, parse
 
@@ -32,10 +33,8 @@ METRICS = (
     *(f"{task}/{stat}" for task in ("box", "mask", "keypoint") for stat in COCO_STATS),
     *(f"cityscapes/{stat}" for stat in ("AP", "AP50", *(f"AP_{name}" for name in CITYSCAPES))),
 )
-
-
 CLASSES: dict[Data, int] = {"coco": 80, "coco_persons": 1, "cityscapes": len(CITYSCAPES), "shapes": len(SHAPES)}
-KEYPOINTS: dict[Data, int] = {"coco_persons": 17, "shapes": 4}
+KEYPOINTS: dict[Data, int] = {"coco_persons": 17, "shapes": len(EXTREMES)}
 
 
 class TableError(UserError):
