@@ -324,3 +324,31 @@ def benchmark_data(
     from jobs.benchmark_data import benchmark_data as run
 
     run(annotations, images, threads=threads, rounds=rounds, epochs=epochs)
+
+
+@benchmark_app.command("variants")
+def benchmark_variants(
+    tables: Annotated[
+        list[Path], typer.Argument(metavar="TABLE...", help="Such as configs/paper/table_*.yaml.", show_default=False)
+    ],
+    rounds: Annotated[int, typer.Option(min=0, help="Timed steps of each model; 0: do not time.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Parameters, multiply-adds and step time of each model of some tables, beside torchvision's."""
+    from jobs.benchmark_variants import benchmark_variants as run
+
+    run(tables, rounds, threads)
+
+
+@benchmark_app.command("learning")
+def benchmark_learning(
+    table: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="Such as configs/shapes/variants.yaml.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Train every variant of a table for a few steps, without Ray: losses from first to last, and AP."""
+    from jobs.benchmark_learning import benchmark_learning as run
+
+    run(table, overrides or [], threads)

@@ -19,7 +19,7 @@ from pipeline.data.lvis import read_lvis
 from pipeline.data.manifest import MANIFEST, QUARANTINE, Manifest, load_manifest
 from pipeline.data.proposals import with_proposals
 from pipeline.data.quarantine import DataError, Quarantine
-from pipeline.data.shapes import generate_shapes
+from pipeline.data.shapes import annotation_files, generate_shapes
 from pipeline.data.sharding import ROWS_PER_GROUP, ROWS_PER_SHARD, shard_dataset
 from pipeline.data.shards_v1 import read_shards_v1
 from pipeline.data.source import Dataset
@@ -98,7 +98,9 @@ def migrate(old: str, out_dir: str, *, overwrite: bool, workers: int | None) -> 
     _show({target: manifest})
 
 
-def shard_shapes(out_dir: Path, *, train_images: int | None, val_images: int | None, seed: int) -> None:
+def shard_shapes(
+    out_dir: Path, *, train_images: int | None, val_images: int | None, seed: int, keypoints: bool
+) -> None:
     """Generate scenes in COCO's layout in `out_dir`/coco and shard them; what is there already is kept."""
     sizes = {"train": train_images or SHAPES["train"], "val": val_images or SHAPES["val"]}
     coco = out_dir / "coco"
@@ -108,9 +110,10 @@ def shard_shapes(out_dir: Path, *, train_images: int | None, val_images: int | N
         )
 
     def read(split: str) -> Dataset:
-        return read_coco(coco / f"annotations/instances_{split}.json", coco / split, Quarantine(strict=True))
+        instances, points = annotation_files(coco, split)
+        return read_coco(instances, coco / split, Quarantine(strict=True), points if keypoints else None)
 
-    _shard_generated(out_dir, {"name": "shapes", **asdict(settings)}, sizes, read, ROWS_PER_SHARD)
+    _shard_generated(out_dir, {"name": "shapes", **asdict(settings)}, sizes, read, ROWS_PER_SHARD, keypoints)
 
 
 def shard_streets(
@@ -150,6 +153,7 @@ def _shard_generated(
     splits: Iterable[str],
     read: Callable[[str], Dataset],
     rows_per_shard: int,
+    keypoints: bool = False,
 ) -> None:
     """Shard the splits of a generated data set, but for those that are there, made by the same settings."""
     manifests = {}
@@ -159,7 +163,7 @@ def _shard_generated(
             present = load_manifest(target)
             if (present.generator or {}).get("name") != generator["name"]:
                 raise DataError(f"{target} holds shards of another data set; choose another --out")
-            if present.generator == generator:
+            if present.generator == generator and (present.keypoints is not None) == keypoints:
                 manifests[target] = present
                 continue
         # One worker: it is done before a Ray would have started.

@@ -157,12 +157,18 @@ def shard_migrate(
 
 @app.command("shapes")
 def shard_shapes(
-    out_dir: OutSplits, train_images: TrainImages = None, val_images: ValImages = None, seed: Seed = 0
+    out_dir: OutSplits,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
+    seed: Seed = 0,
+    keypoints: Annotated[
+        bool, typer.Option("--keypoints", help="With the extreme points of each shape as keypoints.")
+    ] = False,
 ) -> None:
     """Generate the built-in data set (pictures of shapes with exact masks) -> shards."""
     from jobs.shard import shard_shapes as run
 
-    run(out_dir, train_images=train_images, val_images=val_images, seed=seed)
+    run(out_dir, train_images=train_images, val_images=val_images, seed=seed, keypoints=keypoints)
 
 
 @app.command("streets")

@@ -17,6 +17,7 @@ BodyName = Literal[
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "resnext152_32x8d",
     "mobilenet_v3_large",
     "convnext_tiny",
 ]
@@ -104,6 +105,7 @@ class TrunkConfig(Section):
     norm_eps: float = 1e-5
     stride_in: StrideIn = "3x3"  # which convolution of a bottleneck has the stride: torchvision "3x3", MSRA "1x1"
     freeze_stages: int = 2  # 0 nothing, 1 the stem, 2 stem + layer1 (res2), ... 5 everything
+    non_local: bool = False  # a non-local block in the fourth stage (res4), before its last block
     fpn_channels: int = 256
     fpn_norm: HeadNorm | None = None  # after each convolution of the pyramid; null: a bias instead
 
@@ -111,6 +113,11 @@ class TrunkConfig(Section):
     def levels(self) -> tuple[int, ...]:
         """Pyramid levels that anchors lie on; level l has a stride of 2^l pixels."""
         return {"fpn": (2, 3, 4, 5, 6), "c4": (4,), "c5": (5,)}[self.neck]
+
+    def conflicts(self) -> Iterator[str]:
+        """A non-local block has its place in a residual network."""
+        if self.non_local and not self.body.startswith("res"):
+            yield f"non_local must be false with body {self.body}, got true; ResNets and ResNeXts have a place for it"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import BodyName, Norm, StrideIn, TrunkConfig
+from model.trunks.non_local import NonLocal
 
 
 class Shape(NamedTuple):
@@ -31,6 +32,7 @@ SHAPES: dict[BodyName, Shape] = {
     "resnext50_32x4d": Shape((3, 4, 6, 3), groups=32, group_width=4),
     "resnext101_32x8d": Shape((3, 4, 23, 3), groups=32, group_width=8),
     "resnext101_64x4d": Shape((3, 4, 23, 3), groups=64, group_width=4),
+    "resnext152_32x8d": Shape((3, 8, 36, 3), groups=32, group_width=8),
 }
 
 
@@ -134,6 +136,10 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if config.non_local:  # after the initialisation above: it has one of its own
+            *blocks_before, last = self.stage(3).named_children()
+            added: tuple[str, nn.Module] = ("non_local", NonLocal(self.channels[2]))
+            self.add_module("layer3", nn.Sequential(OrderedDict([*blocks_before, added, last])))
         frozen: list[nn.Module] = [self.conv1, self.bn1, *(self.stage(i) for i in range(1, config.freeze_stages))]
         for module in frozen if config.freeze_stages > 0 else []:
             module.requires_grad_(False)

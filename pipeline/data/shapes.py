@@ -1,6 +1,9 @@
 """The embedded data set: generated scenes (scenes.py) as JPEGs with exact masks, in COCO's layout.
 
 Image i of a split depends on (seed, split, i) alone: the files are the same bytes whatever the number of processes.
+
+Beside instances_*.json lies shape_keypoints_*.json, as person_keypoints_*.json does in COCO: the extreme points of each
+visible mask (Papadopoulos et al. 2017), which every shape has and a mirror maps onto one another.
 """
 
 import json
@@ -20,6 +23,8 @@ GENERATOR_VERSION = 1  # counts every change of the pictures
 SPLITS = ("train", "val")
 _SETTINGS = "shapes.json"  # written first: says that the directory is ours
 _CHUNK = 64  # images a task
+KEYPOINTS = ("top", "right", "bottom", "left")
+SKELETON = ((1, 2), (2, 3), (3, 4), (4, 1))  # from 1, as COCO counts
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def generate_shapes(
         raise DataError(f"shapes need train >= 0, val >= 0 and size_px >= 32, got {train}, {val} and {size_px}")
     folders = ("annotations", *SPLITS)
     complete = claim(out, _SETTINGS, asdict(settings), folders)
-    if complete and all(_annotation_file(out, split).exists() for split in SPLITS):
+    if complete and all(file.exists() for split in SPLITS for file in annotation_files(out, split)):
         if progress is not None:
             progress(total, total)
         return settings
@@ -72,7 +77,12 @@ def generate_shapes(
             progress(done, total)
     for split in SPLITS:
         images = [image for key in sorted(parts) if key[0] == split for image in parts[key]]
-        _write_json(_annotation_file(out, split), _coco(images, settings))
+        instances, keypoints = annotation_files(out, split)
+        content = _coco(images, settings)
+        _write_json(keypoints, _keypoints_of(content))  # instances last: with them the split is whole
+        for annotation in content["annotations"]:
+            del annotation["keypoints"]
+        _write_json(instances, content)
     return settings
 
 
@@ -109,7 +119,36 @@ def _annotation(name: str, mask: scenes.Bools) -> dict[str, Any]:
         "bbox": [x, y, w, h],
         "area": int(mask.sum()),
         "iscrowd": 0,
+        "keypoints": extreme_points(mask),
         "segmentation": {"size": list(mask.shape), "counts": rle.from_mask(mask).decode("ascii")},
+    }
+
+
+def extreme_points(mask: scenes.Bools) -> list[float]:
+    """The middle of the top row, right column, bottom row and left column of a mask, as COCO has keypoints.
+
+    x, y, visibility each; COCO's coordinates name a pixel. A mirrored mask has mirrored points, right and left swapped.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, bottom, left, right = rows[0], rows[-1], columns[0], columns[-1]
+    points = (
+        (np.median(np.flatnonzero(mask[top])), top),
+        (right, np.median(np.flatnonzero(mask[:, right]))),
+        (np.median(np.flatnonzero(mask[bottom])), bottom),
+        (left, np.median(np.flatnonzero(mask[:, left]))),
+    )
+    return [float(number) for x, y in points for number in (x, y, 2)]
+
+
+def _keypoints_of(content: dict[str, Any]) -> dict[str, Any]:
+    kept = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "keypoints")
+    named = {"keypoints": list(KEYPOINTS), "skeleton": [list(pair) for pair in SKELETON]}
+    return content | {
+        "annotations": [
+            {key: annotation[key] for key in kept} | {"num_keypoints": len(KEYPOINTS)}
+            for annotation in content["annotations"]
+        ],
+        "categories": [category | named for category in content["categories"]],
     }
 
 
@@ -127,8 +166,10 @@ def _coco(images: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
     }
 
 
-def _annotation_file(out: Path, split: str) -> Path:
-    return out / "annotations" / f"instances_{split}.json"
+def annotation_files(out: Path, split: str) -> tuple[Path, Path]:
+    """Instances, and keypoints of the same annotations."""
+    place = out / "annotations"
+    return place / f"instances_{split}.json", place / f"shape_keypoints_{split}.json"
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -28,7 +28,7 @@ from pipeline.configure import from_yaml_text, to_yaml
 from pipeline.errors import UserError
 
 MODEL, CONFIG, STATE, META = "model.safetensors", "config.yaml", "state.pt", "meta.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no keypoint_flip, and one convolution in the RPN under another name
 _UNUSABLE_STATE = (  # what torch raises on damaged files, and optimisers on those of something else
     *(OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, pickle.UnpicklingError),
 )
@@ -95,7 +95,10 @@ def read_meta(directory: Path) -> tuple[RunConfig, Meta]:
         content = json.loads((directory / META).read_bytes())
         written = content.get("format_version")
         if written != FORMAT_VERSION:
-            raise CheckpointError(f"{directory} has format {written}, this version reads format {FORMAT_VERSION}")
+            raise CheckpointError(
+                f"{directory} has format {written}, this version reads format {FORMAT_VERSION}; use it with the version "
+                "of maskrcnn-ray that wrote it (its meta.json says which), or train again"
+            )
         content["class_names"] = tuple(content["class_names"])
         content["category_ids"] = tuple(content["category_ids"])
         if content.get("keypoint_flip") is not None:

@@ -122,7 +122,11 @@ def run(*words: str):
         ),
         (
             "shard shapes --out data/shapes --train-images 9 --val-images 3 --seed 5",
-            ("shard_shapes", (Path("data/shapes"),), {"train_images": 9, "val_images": 3, "seed": 5}),
+            (
+                "shard_shapes",
+                (Path("data/shapes"),),
+                {"train_images": 9, "val_images": 3, "seed": 5, "keypoints": False},
+            ),
         ),
         (
             "shard migrate old --out s3://b/new --workers 2",

@@ -49,6 +49,7 @@ VARIANTS: dict[str, ModelConfig] = {
     "mobilenet c4": variant(trunk={"body": "mobilenet_v3_large", "norm": "bn", "neck": "c4"}, **C4_HEADS),
     "convnext": variant(trunk={"body": "convnext_tiny"}),
     "resnext": variant(trunk={"body": "resnext50_32x4d"}),
+    "non-local": variant(trunk={"non_local": True}),
     "torchvision v2": variant(
         trunk={"norm": "bn", "fpn_norm": "bn"},
         rpn={"convs": 2},

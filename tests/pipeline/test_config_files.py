@@ -7,11 +7,13 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.configure import from_yaml_text, known_keys, load_config, to_yaml
+from pipeline.variants import load_table
 from pipeline.yaml_core import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = CONFIGS / "base.yaml"
-OTHERS = sorted(path for path in CONFIGS.rglob("*.yaml") if path != BASE)
+TABLES = sorted(path for path in CONFIGS.rglob("*.yaml") if re.search("^rows:", path.read_text(encoding="utf-8"), re.M))
+OTHERS = sorted({*CONFIGS.rglob("*.yaml")} - {BASE, *TABLES})
 
 
 def test_base_alone_is_the_defaults():
@@ -51,11 +53,17 @@ def test_base_explains_every_key():
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_other_files_start_from_base_and_say_what_to_expect(path):
     text = path.read_text(encoding="utf-8")
-    assert re.search(r"^base: (\.\./)+base\.yaml$", text, re.M)
+    assert re.search(r"^base: (\S+/)?\w+\.yaml$", text, re.M)
     load_config(path)
     header = text.split("\nbase:")[0]
     assert "Launch:" in header
     assert "Expected:" in header
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_tables_of_variants_load(path):
+    assert load_table(path).variants
+    assert path.read_text(encoding="utf-8").startswith("# ")
 
 
 def test_the_coco_recipe_is_the_default():

@@ -67,6 +67,50 @@ def test_coco_layout_is_exact(made: Path) -> None:
         assert min(picture.size) == 160 and max(picture.size) <= 214
 
 
+def test_keypoints_lie_beside_the_instances(made: Path) -> None:
+    instances, keypoints = (json.loads(path.read_bytes()) for path in shapes.annotation_files(made, "train"))
+    assert not any("keypoints" in item for key in ("annotations", "categories") for item in instances[key])
+    assert [a["id"] for a in keypoints["annotations"]] == [a["id"] for a in instances["annotations"]]
+    for annotation, points in zip(instances["annotations"], keypoints["annotations"], strict=True):
+        x, y, w, h = annotation["bbox"]
+        (top_x, top_y, *_), (right_x, right_y, *_), (bottom_x, bottom_y, *_), (left_x, left_y, *_) = np.reshape(
+            points["keypoints"], (4, 3)
+        )
+        assert (top_y, right_x, bottom_y, left_x) == (y, x + w - 1, y + h - 1, x)
+        assert x <= min(top_x, bottom_x) and max(top_x, bottom_x) <= x + w - 1
+        assert y <= min(left_y, right_y) and max(left_y, right_y) <= y + h - 1
+        assert points["num_keypoints"] == 4 and points["keypoints"][2::3] == [2, 2, 2, 2]
+
+
+def test_extreme_points() -> None:
+    mask = np.zeros((6, 8), bool)
+    mask[1, 2:5] = mask[2:4, 3] = mask[3, 1:7] = mask[4, 5] = True
+    #                                  top         right         bottom      left
+    assert shapes.extreme_points(mask) == [3, 1, 2, 6, 3, 2, 5, 4, 2, 1, 3, 2]
+    single = np.zeros((3, 3), bool)
+    single[2, 0] = True
+    assert shapes.extreme_points(single) == [0, 2, 2] * 4
+    assert shapes.extreme_points(np.ones((2, 4), bool)) == [1.5, 0, 2, 3, 0.5, 2, 1.5, 1, 2, 0, 0.5, 2]
+
+
+def test_a_mirror_swaps_left_and_right() -> None:
+    flip = [shapes.KEYPOINTS.index({"left": "right", "right": "left"}.get(name, name)) for name in shapes.KEYPOINTS]
+    for i in range(20):
+        scene = shapes.render(0, "train", i)
+        for mask in scene.masks:
+            points = np.reshape(shapes.extreme_points(mask), (-1, 3))[flip]
+            points[:, 0] = mask.shape[1] - 1 - points[:, 0]
+            np.testing.assert_array_equal(np.reshape(shapes.extreme_points(mask[:, ::-1]), (-1, 3)), points)
+
+
+def test_keypoints_shard(made: Path, tmp_path: Path) -> None:
+    instances, keypoints = shapes.annotation_files(made, "val")
+    manifest = shard_dataset(read_coco(instances, made / "val", Quarantine(strict=True), keypoints), tmp_path)
+    assert manifest.keypoints is not None
+    assert manifest.keypoints.names == shapes.KEYPOINTS and manifest.keypoints.flip == (0, 3, 2, 1)
+    assert manifest.counts["with_keypoints"] == manifest.counts["instances"] > 0
+
+
 def test_scenes_are_varied_and_fair() -> None:
     made = [shapes.render(0, "train", i) for i in range(150)]
     names = [name for scene in made for name in scene.names]
@@ -120,7 +164,11 @@ def test_second_call_keeps_and_other_settings_replace(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     shapes.generate_shapes(out, train=3, val=1, progress=lambda done, total: calls.append((done, total)))
     assert (out / "train/000000000003.jpg").stat().st_mtime_ns == stamp and calls == [(4, 4)]
-    (out / "annotations/instances_val.json").unlink()  # as if it had been interrupted
+    for missing in shapes.annotation_files(out, "val"):  # as if it had been interrupted, or made before there were both
+        shapes.generate_shapes(out, train=3, val=1, workers=1)
+        missing.unlink()
+        shapes.generate_shapes(out, train=3, val=1, workers=1)
+        assert missing.exists()
     shapes.generate_shapes(out, train=2, val=1, workers=1)
     assert sorted(path.name for path in (out / "train").iterdir()) == ["000000000001.jpg", "000000000002.jpg"]
 
