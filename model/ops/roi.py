@@ -6,8 +6,8 @@
 | warp, warp_max (RoIWarp, Dai et al. 2016) | rounded to whole cells | bilinear | their mean, their maximum |
 | pool (RoIPool, Fast R-CNN 2.1) | rounded to whole cells, bins too | every cell | its maximum |
 
-Two implementations of RoIAlign: a gather with `embedding_bag` for a fixed number of samples a bin, and torchvision's
-operator for a number that adapts to the RoI. Legend: R RoIs, L levels, C channels, P output side, s samples an axis.
+RoIAlign on a CPU is in roi_align.py. Elsewhere there are two: a gather with `embedding_bag` for a fixed number of
+samples a bin, and torchvision's operator for a number that adapts to the RoI. Legend: R RoIs, L levels, C channels, P output side, s samples an axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor
 
 from model.config import RoIOperation
+from model.ops.roi_align import roi_align_cpu
 
 
 class RoIs(NamedTuple):
@@ -64,6 +65,11 @@ def crop_rois(
     match operation:
         case "pool":
             return _each_level(_pool, levels, strides, rois, size)
+        case "align" if levels[0].device.type == "cpu":
+            maps = [_precise(level) for level in levels]
+            return roi_align_cpu(
+                maps, strides, rois.boxes.to(maps[0].dtype), rois.image_index, rois.level_index, size, sampling_ratio, aligned
+            )
         case "align" if sampling_ratio == 0:
             return _each_level(partial(_adaptive, aligned=aligned), levels, strides, rois, size)
         case _:

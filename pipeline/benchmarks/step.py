@@ -1,0 +1,245 @@
+"""Training steps and predictions of our model and torchvision's, in turns in one process.
+
+On a CPU the measure is the process's CPU time, on a GPU the time until the device is done. The first step of each
+entrant is not counted: it compiles, tunes and allocates.
+"""
+
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Literal
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+
+from model.mask_rcnn import MaskRCNN
+from pipeline.benchmarks.step_peer import build_pair, peer_step, set_threshold
+from pipeline.benchmarks.step_scene import Scene, make_scene, plant
+from pipeline.config import RunConfig
+from pipeline.evaluation.coco_rle import detections_to_results
+from pipeline.training.optim import make_sgd, peak_lr, set_lr
+
+Task = Literal["train", "infer"]
+Precision = Literal["float32", "bf16"]
+CANDIDATES = 1000  # class scores an image above the threshold in inference: as many as NMS sees of a trained model
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured."""
+
+    task: Task
+    config: RunConfig
+    images: int
+    size: tuple[int, int]  # height, width in pixels
+    objects: int  # an image
+    positives: int  # RoIs an image that train the mask head
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One way to do the work. `run` does it once and says what came out, to show that it is the same work."""
+
+    model: str  # "ours" or "torchvision"
+    precision: Precision
+    run: Callable[[], str]
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"{self.model}, {self.precision}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An entrant's measurements."""
+
+    name: str
+    seconds: list[float]  # a round
+    did: str  # what came out
+    peak_megabytes: float | None  # of a process of its own that does nothing else; None where not asked for
+
+
+def entrants(setting: Setting, only: tuple[str, Precision] | None = None) -> list[Entrant]:
+    """torchvision's and ours in float32 and bf16; or one of them."""
+    device = torch.device(setting.device)
+    torch.backends.cudnn.benchmark = True  # both: shapes do not change
+    classes = setting.config.model.classes
+    assert classes is not None
+    scene = make_scene(setting.images, setting.size, classes, setting.objects, setting.positives, device)
+    ours, peer = build_pair(setting.config, device)
+    plant(ours, peer, scene.planted)
+    if setting.task == "infer":
+        ours.eval(), peer.eval()
+        set_threshold(ours, peer, _threshold(ours, scene))
+    make = {
+        "train": {"ours": _train_ours, "torchvision": _train_peer},
+        "infer": {"ours": _infer_ours, "torchvision": _infer_peer},
+    }[setting.task]
+    models: dict[str, nn.Module] = {"torchvision": peer, "ours": ours}
+    if only is not None:
+        del models["ours" if only[0] == "torchvision" else "torchvision"]
+    del ours, peer
+    found = []
+    for name, model in models.items():
+        optimiser = make_sgd(model, setting.config.optim) if setting.task == "train" else None
+        for precision in ("float32", "bf16") if only is None else (only[1],):
+            run = make[name](model, scene, setting, precision, optimiser)  # type: ignore[operator]
+            found.append(Entrant(name, precision, run))  # type: ignore[arg-type]
+    return found
+
+
+def measure(setting: Setting, rounds: int, memory: bool, on_step: Callable[[int], None]) -> list[Figure]:
+    """Every entrant once to warm up and then `rounds` times, in turns; then the memory of each."""
+    torch.set_num_threads(setting.threads)
+    running = entrants(setting)
+    seconds: dict[str, list[float]] = {entrant.name: [] for entrant in running}
+    did: dict[str, str] = {}
+    for number in range(rounds + 1):
+        for index, entrant in enumerate(running):
+            gc.collect()
+            took, did[entrant.name] = _timed(entrant.run, setting.device)
+            if number > 0:
+                seconds[entrant.name].append(took)
+            on_step(number * len(running) + index + 1)
+    keys = [(entrant.model, entrant.precision) for entrant in running]
+    del running
+    gc.collect()
+    peaks = [peak_memory(setting, *key) if memory else None for key in keys]
+    return [
+        Figure(name, times, did[name], peak) for (name, times), peak in zip(seconds.items(), peaks, strict=True)
+    ]
+
+
+def ratio(figures: list[Figure], name: str, reference: str) -> float:
+    """How many times faster `name` is than `reference`: the median over rounds."""
+    times = {figure.name: figure.seconds for figure in figures}
+    return statistics.median(b / a for a, b in zip(times[name], times[reference], strict=True))
+
+
+def _timed(run: Callable[[], str], device: str) -> tuple[float, str]:
+    if device == "cpu":
+        started = time.process_time()
+        result = run()
+        return time.process_time() - started, result
+    torch.cuda.synchronize()
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    before.record()
+    result = run()
+    after.record()
+    torch.cuda.synchronize()
+    return before.elapsed_time(after) / 1000, result
+
+
+def peak_memory(setting: Setting, model: str, precision: Precision) -> float:
+    """MB at most that two steps take, in a process of their own: resident on a CPU, allocated on a GPU."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_peak, args=(theirs, setting, model, precision))
+    process.start()
+    theirs.close()
+    try:
+        megabytes: float = ours.recv()
+    finally:
+        process.join()
+    return megabytes
+
+
+def _send_peak(pipe: Connection, setting: Setting, model: str, precision: Precision) -> None:
+    torch.set_num_threads(setting.threads)
+    (entrant,) = entrants(setting, (model, precision))
+    gc.collect()
+    for _ in range(2):
+        entrant.run()
+    if setting.device == "cpu":
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    else:
+        pipe.send(torch.cuda.max_memory_allocated() / 2**20)
+
+
+def _train_ours(
+    model: MaskRCNN, scene: Scene, setting: Setting, precision: Precision, optimiser: torch.optim.Optimizer
+) -> Callable[[], str]:
+    def forward() -> Tensor:
+        return torch.stack(list(model(scene.batch).values())).sum()
+
+    return _training(forward, setting, precision, optimiser)
+
+
+def _train_peer(
+    model: nn.Module, scene: Scene, setting: Setting, precision: Precision, optimiser: torch.optim.Optimizer
+) -> Callable[[], str]:
+    return _training(lambda: peer_step(model, scene.images, scene.targets), setting, precision, optimiser)
+
+
+def _training(
+    forward: Callable[[], Tensor], setting: Setting, precision: Precision, optimiser: torch.optim.Optimizer
+) -> Callable[[], str]:
+    # A rate so small that random weights stay what they are: every round does the same work.
+    set_lr(optimiser, 1e-6 * peak_lr(setting.config.optim, setting.images))
+
+    def run() -> str:
+        with torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = forward()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        return f"loss {loss.item():.3f}"
+
+    return run
+
+
+def _infer_ours(model: MaskRCNN, scene: Scene, setting: Setting, precision: Precision, _: None) -> Callable[[], str]:
+    mask = setting.config.model.mask
+    assert mask is not None and setting.config.model.classes is not None
+    categories = range(1, setting.config.model.classes + 1)
+
+    def run() -> str:
+        with torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bf16"):
+            found = model.predict(scene.batch)
+        results = [r for one in found for r in detections_to_results(one, 0, categories, mask.paste, mask.threshold)]
+        return f"{len(results)} detections"
+
+    return run
+
+
+def _infer_peer(model: nn.Module, scene: Scene, setting: Setting, precision: Precision, _: None) -> Callable[[], str]:
+    @torch.no_grad()
+    def run() -> str:
+        with torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bf16"):
+            found = model(scene.images)
+        rles = []
+        for one in found:
+            masks = (one["masks"][:, 0] > 0.5).byte().cpu().permute(1, 2, 0).numpy()
+            rles += coco_mask.encode(np.asfortranarray(masks))
+        return f"{len(rles)} detections"
+
+    return run
+
+
+@torch.no_grad()
+def _threshold(ours: MaskRCNN, scene: Scene) -> float:
+    """The score above which `CANDIDATES` classes of proposals an image lie."""
+    assert ours.box is not None
+    seen: list[Tensor] = []
+    detect = ours.box.detect
+
+    def spy(probabilities: Tensor, *rest: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        seen.append(probabilities[..., 1:].flatten())
+        return [(rest[0].new_zeros(0, 4), rest[0].new_zeros(0), rest[0].new_zeros(0, dtype=torch.int64))] * len(rest[2])
+
+    ours.box.detect = spy  # type: ignore[method-assign]
+    try:
+        ours.predict(scene.batch)
+    finally:
+        ours.box.detect = detect  # type: ignore[method-assign]
+    return float(seen[0].topk(CANDIDATES * len(scene.images)).values[-1])
