@@ -193,9 +193,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[list[Tensor] | None, ...]:
-    levels = _backward_cpu(
-        gradient, ctx.images, ctx.grids, ctx.strides, *ctx.saved_tensors, *ctx.how
-    )
+    levels = _backward_cpu(gradient, ctx.images, ctx.grids, ctx.strides, *ctx.saved_tensors, *ctx.how)
     return (levels, *[None] * 7)
 
 

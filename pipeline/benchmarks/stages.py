@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
 
-import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -101,7 +101,7 @@ def profile_stages(network: MaskRCNN, run: Callable[[], object], device: str, st
             for _ in range(steps):
                 run()
     total = partial(_device_seconds if device != "cpu" else _cpu_seconds)
-    forward, backward = _by_stage(list(found.events() or ()), total)  # type: ignore[no-untyped-call]
+    forward, backward = _by_stage(list(found.events() or ()), total)
     return [
         StageTime(stage, forward[stage] / steps, backward[stage] / steps)
         for stage in STAGES
@@ -140,7 +140,7 @@ def _by_stage(
             walk(child, stage)
 
     for event in events:
-        if event.cpu_parent is None and event.device_type == torch.autograd.DeviceType.CPU:
+        if event.cpu_parent is None and event.device_type == DeviceType.CPU:
             walk(event, "rest")
     for number, took in later:
         backward[stage_of.get(number, "rest")] += took

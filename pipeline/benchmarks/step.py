@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Literal
@@ -20,14 +21,21 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from model.mask_rcnn import MaskRCNN
-from pipeline.benchmarks.step_peer import build_pair, peer_step, set_threshold
+from pipeline.benchmarks.step_peer import build_pair, set_threshold
 from pipeline.benchmarks.step_scene import Scene, make_scene, plant
 from pipeline.config import RunConfig
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.training.optim import make_sgd, peak_lr, set_lr
 
 Task = Literal["train", "infer"]
+Model = Literal["torchvision", "ours"]
 Precision = Literal["float32", "bf16"]
+ENTRANTS: tuple[tuple[Model, Precision], ...] = (
+    ("torchvision", "float32"),
+    ("torchvision", "bf16"),
+    ("ours", "float32"),
+    ("ours", "bf16"),
+)
 CANDIDATES = 1000  # class scores an image above the threshold in inference: as many as NMS sees of a trained model
 
 
@@ -49,14 +57,9 @@ class Setting:
 class Entrant:
     """One way to do the work. `run` does it once and says what came out, to show that it is the same work."""
 
-    model: str  # "ours" or "torchvision"
-    precision: Precision
+    name: str  # one of ENTRANTS, joined
+    network: nn.Module
     run: Callable[[], str]
-
-    @property
-    def name(self) -> str:
-        """For tables."""
-        return f"{self.model}, {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Figure:
     peak_megabytes: float | None  # of a process of its own that does nothing else; None where not asked for
 
 
-def entrants(setting: Setting, only: tuple[str, Precision] | None = None) -> list[Entrant]:
+def build_entrants(setting: Setting, only: tuple[Model, Precision] | None = None) -> list[Entrant]:
     """torchvision's and ours in float32 and bf16; or one of them."""
     device = torch.device(setting.device)
     torch.backends.cudnn.benchmark = True  # both: shapes do not change
@@ -81,27 +84,30 @@ def entrants(setting: Setting, only: tuple[str, Precision] | None = None) -> lis
     if setting.task == "infer":
         ours.eval(), peer.eval()
         set_threshold(ours, peer, _threshold(ours, scene))
-    make = {
-        "train": {"ours": _train_ours, "torchvision": _train_peer},
-        "infer": {"ours": _infer_ours, "torchvision": _infer_peer},
-    }[setting.task]
-    models: dict[str, nn.Module] = {"torchvision": peer, "ours": ours}
+    networks: dict[Model, MaskRCNN | nn.Module] = {"torchvision": peer, "ours": ours}
+    optimisers = {}
     if only is not None:
-        del models["ours" if only[0] == "torchvision" else "torchvision"]
-    del ours, peer
+        networks = {only[0]: networks[only[0]]}
+    del ours, peer  # what is not asked for takes no memory
     found = []
-    for name, model in models.items():
-        optimiser = make_sgd(model, setting.config.optim) if setting.task == "train" else None
-        for precision in ("float32", "bf16") if only is None else (only[1],):
-            run = make[name](model, scene, setting, precision, optimiser)  # type: ignore[operator]
-            found.append(Entrant(name, precision, run))  # type: ignore[arg-type]
+    for name, precision in ENTRANTS if only is None else (only,):
+        network = networks[name]
+        if setting.task == "train":
+            if name not in optimisers:
+                optimisers[name] = make_sgd(network, setting.config.optim)
+                # So small a rate that random weights stay what they are: every round does the same work.
+                set_lr(optimisers[name], 1e-6 * peak_lr(setting.config.optim, setting.images))
+            run = _training(network, scene, setting, precision, optimisers[name])
+        else:
+            run = _prediction(network, scene, setting, precision)
+        found.append(Entrant(f"{name}, {precision}", network, run))
     return found
 
 
 def measure(setting: Setting, rounds: int, memory: bool, on_step: Callable[[int], None]) -> list[Figure]:
     """Every entrant once to warm up and then `rounds` times, in turns; then the memory of each."""
     torch.set_num_threads(setting.threads)
-    running = entrants(setting)
+    running = build_entrants(setting)
     seconds: dict[str, list[float]] = {entrant.name: [] for entrant in running}
     did: dict[str, str] = {}
     for number in range(rounds + 1):
@@ -111,13 +117,10 @@ def measure(setting: Setting, rounds: int, memory: bool, on_step: Callable[[int]
             if number > 0:
                 seconds[entrant.name].append(took)
             on_step(number * len(running) + index + 1)
-    keys = [(entrant.model, entrant.precision) for entrant in running]
-    del running
+    del running, entrant
     gc.collect()
-    peaks = [peak_memory(setting, *key) if memory else None for key in keys]
-    return [
-        Figure(name, times, did[name], peak) for (name, times), peak in zip(seconds.items(), peaks, strict=True)
-    ]
+    peaks = [peak_memory(setting, *key) if memory else None for key in ENTRANTS]
+    return [Figure(name, times, did[name], peak) for (name, times), peak in zip(seconds.items(), peaks, strict=True)]
 
 
 def ratio(figures: list[Figure], name: str, reference: str) -> float:
@@ -132,7 +135,7 @@ def _timed(run: Callable[[], str], device: str) -> tuple[float, str]:
         result = run()
         return time.process_time() - started, result
     torch.cuda.synchronize()
-    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     before.record()
     result = run()
     after.record()
@@ -140,7 +143,7 @@ def _timed(run: Callable[[], str], device: str) -> tuple[float, str]:
     return before.elapsed_time(after) / 1000, result
 
 
-def peak_memory(setting: Setting, model: str, precision: Precision) -> float:
+def peak_memory(setting: Setting, model: Model, precision: Precision) -> float:
     """MB at most that two steps take, in a process of their own: resident on a CPU, allocated on a GPU."""
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -154,9 +157,9 @@ def peak_memory(setting: Setting, model: str, precision: Precision) -> float:
     return megabytes
 
 
-def _send_peak(pipe: Connection, setting: Setting, model: str, precision: Precision) -> None:
+def _send_peak(pipe: Connection, setting: Setting, model: Model, precision: Precision) -> None:
     torch.set_num_threads(setting.threads)
-    (entrant,) = entrants(setting, (model, precision))
+    (entrant,) = build_entrants(setting, (model, precision))
     gc.collect()
     for _ in range(2):
         entrant.run()
@@ -166,64 +169,47 @@ def _send_peak(pipe: Connection, setting: Setting, model: str, precision: Precis
         pipe.send(torch.cuda.max_memory_allocated() / 2**20)
 
 
-def _train_ours(
-    model: MaskRCNN, scene: Scene, setting: Setting, precision: Precision, optimiser: torch.optim.Optimizer
-) -> Callable[[], str]:
-    def forward() -> Tensor:
-        return torch.stack(list(model(scene.batch).values())).sum()
-
-    return _training(forward, setting, precision, optimiser)
-
-
-def _train_peer(
-    model: nn.Module, scene: Scene, setting: Setting, precision: Precision, optimiser: torch.optim.Optimizer
-) -> Callable[[], str]:
-    return _training(lambda: peer_step(model, scene.images, scene.targets), setting, precision, optimiser)
-
-
 def _training(
-    forward: Callable[[], Tensor], setting: Setting, precision: Precision, optimiser: torch.optim.Optimizer
+    network: nn.Module, scene: Scene, setting: Setting, precision: Precision, optimiser: torch.optim.Optimizer
 ) -> Callable[[], str]:
-    # A rate so small that random weights stay what they are: every round does the same work.
-    set_lr(optimiser, 1e-6 * peak_lr(setting.config.optim, setting.images))
-
     def run() -> str:
         with torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bf16"):
-            loss = forward()
+            losses: dict[str, Tensor] = (
+                network(scene.batch) if isinstance(network, MaskRCNN) else network(scene.images, scene.targets)
+            )
+        loss = torch.stack([loss.float() for loss in losses.values()]).sum()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        return f"loss {loss.item():.3f}"
+        return "" if setting.device != "cpu" else f"loss {loss.item():.3f}"  # a GPU would be waited for
 
     return run
 
 
-def _infer_ours(model: MaskRCNN, scene: Scene, setting: Setting, precision: Precision, _: None) -> Callable[[], str]:
-    mask = setting.config.model.mask
-    assert mask is not None and setting.config.model.classes is not None
-    categories = range(1, setting.config.model.classes + 1)
+def _prediction(network: nn.Module, scene: Scene, setting: Setting, precision: Precision) -> Callable[[], str]:
+    autocast = partial(torch.autocast, setting.device, torch.bfloat16, enabled=precision == "bf16")
 
-    def run() -> str:
-        with torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bf16"):
-            found = model.predict(scene.batch)
-        results = [r for one in found for r in detections_to_results(one, 0, categories, mask.paste, mask.threshold)]
-        return f"{len(results)} detections"
-
-    return run
-
-
-def _infer_peer(model: nn.Module, scene: Scene, setting: Setting, precision: Precision, _: None) -> Callable[[], str]:
     @torch.no_grad()
-    def run() -> str:
-        with torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bf16"):
-            found = model(scene.images)
-        rles = []
+    def ours() -> str:
+        mask = setting.config.model.mask
+        assert isinstance(network, MaskRCNN) and mask is not None and setting.config.model.classes is not None
+        with autocast():
+            found = network.predict(scene.batch)
+        categories = range(1, setting.config.model.classes + 1)
+        counts = [len(detections_to_results(one, 0, categories, mask.paste, mask.threshold)) for one in found]
+        return f"{sum(counts)} detections"
+
+    @torch.no_grad()
+    def theirs() -> str:
+        with autocast():
+            found = network(scene.images)
+        count = 0
         for one in found:
             masks = (one["masks"][:, 0] > 0.5).byte().cpu().permute(1, 2, 0).numpy()
-            rles += coco_mask.encode(np.asfortranarray(masks))
-        return f"{len(rles)} detections"
+            count += len(coco_mask.encode(np.asfortranarray(masks)))
+        return f"{count} detections"
 
-    return run
+    return ours if isinstance(network, MaskRCNN) else theirs
 
 
 @torch.no_grad()
@@ -237,7 +223,7 @@ def _threshold(ours: MaskRCNN, scene: Scene) -> float:
         seen.append(probabilities[..., 1:].flatten())
         return [(rest[0].new_zeros(0, 4), rest[0].new_zeros(0), rest[0].new_zeros(0, dtype=torch.int64))] * len(rest[2])
 
-    ours.box.detect = spy  # type: ignore[method-assign]
+    ours.box.detect = spy  # type: ignore[method-assign,assignment]
     try:
         ours.predict(scene.batch)
     finally:

@@ -1,6 +1,7 @@
 """Our model and torchvision's with the same numbers, the same random weights and the same pixels."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +21,19 @@ def build_pair(config: RunConfig, device: torch.device, seed: int = 0) -> tuple[
     enough for scores without ties.
     """
     torch.manual_seed(seed)
-    peer = build_peer(config)
+    peer: Any = build_peer(config)
+    peer.transform.resize = _as_it_is
+    for pool in (peer.roi_heads.box_roi_pool, peer.roi_heads.mask_roi_pool):
+        pool.sampling_ratio = config.model.roi.sampling_ratio
     for module in peer.modules():
         if isinstance(module, FrozenBatchNorm2d):
-            module.weight.uniform_(0.4, 0.8)  # type: ignore[operator]
-            module.bias.normal_(std=0.1)  # type: ignore[operator]
-            module.running_mean.normal_(std=0.1)  # type: ignore[operator]
-            module.running_var.uniform_(0.5, 1.5)  # type: ignore[operator]
-    heads = (peer.rpn.head.cls_logits, peer.roi_heads.box_predictor.cls_score)  # type: ignore[union-attr]
-    for layer in (*heads, peer.roi_heads.mask_predictor.mask_fcn_logits):  # type: ignore[union-attr]
-        nn.init.normal_(layer.weight, std=0.1)  # type: ignore[arg-type]
+            module.weight.uniform_(0.4, 0.8)
+            module.bias.normal_(std=0.1)
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    heads = (peer.rpn.head.cls_logits, peer.roi_heads.box_predictor.cls_score)
+    for layer in (*heads, peer.roi_heads.mask_predictor.mask_fcn_logits):
+        nn.init.normal_(layer.weight, std=0.1)
     assert config.model.classes is not None
     ours = build_model(config.model)
     report = load_matching(ours, from_torchvision(peer.state_dict(), config.model.classes))
@@ -38,14 +42,13 @@ def build_pair(config: RunConfig, device: torch.device, seed: int = 0) -> tuple[
     return ours.to(device).to(memory_format=torch.channels_last).train(), peer.to(device).train()
 
 
+def _as_it_is(image: Tensor, target: Any) -> tuple[Tensor, Any]:
+    """Stands in for torchvision's resize: both models see the same pixels."""
+    return image, target
+
+
 def set_threshold(ours: MaskRCNN, peer: nn.Module, threshold: float) -> None:
     """Detections of either have a score above `threshold`."""
     assert ours.box is not None
     ours.box.config = replace(ours.box.config, score_threshold=threshold)
     peer.roi_heads.score_thresh = threshold  # type: ignore[union-attr]
-
-
-def peer_step(peer: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
-    """The sum of its losses."""
-    losses: dict[str, Tensor] = peer(images, targets)
-    return torch.stack([loss.float() for loss in losses.values()]).sum()

@@ -93,7 +93,7 @@ def plant(ours: MaskRCNN, peer: nn.Module | None, planted: Tensor) -> None:
         real = torch.cat([real[:, :-count], torch.ones_like(real[:, -count:])], 1)
         return Proposals(torch.cat([boxes[:, :-count], planted], 1), logits, real)
 
-    ours.rpn.propose = ours_with  # type: ignore[method-assign]
+    ours.rpn.propose = ours_with  # type: ignore[method-assign,assignment]
     if peer is None:
         return
     rpn: Any = peer.rpn

@@ -40,10 +40,7 @@ def build_peer(config: RunConfig) -> nn.Module:
         body.get_submodule(name).requires_grad_(False)
     stages = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
     last = "conv2" if model.trunk.body in ("resnet18", "resnet34") else "conv3"
-    widths = [
-        body.get_submodule(stage)[-1].get_submodule(last).out_channels
-        for stage in stages
-    ]
+    widths = [body.get_submodule(stage)[-1].get_submodule(last).out_channels for stage in stages]
     channels, classes = model.trunk.fpn_channels, model.classes + 1
     anchors = model.rpn.anchors
     peer: nn.Module = MaskRCNN(
