@@ -131,7 +131,11 @@ def _by_stage(
         elif event.name.startswith("Optimizer.step"):
             stage = "optimiser"
         elif event.name.startswith(_NODE):
-            later.append((event.sequence_nr, _whole(event, seconds)))
+            took = _whole(event, seconds)
+            if "roi_align" in event.name:  # an operator of our own: its number is no forward operator's
+                backward["RoIAlign"] += took
+            else:
+                later.append((event.sequence_nr, took))
             return
         if event.sequence_nr >= 0:
             stage_of.setdefault(event.sequence_nr, stage)

@@ -228,4 +228,5 @@ def _threshold(ours: MaskRCNN, scene: Scene) -> float:
         ours.predict(scene.batch)
     finally:
         ours.box.detect = detect  # type: ignore[method-assign]
-    return float(seen[0].topk(CANDIDATES * len(scene.images)).values[-1])
+    count = min(CANDIDATES * len(scene.images), len(seen[0]) // 2)  # of a small model there are not so many
+    return float(seen[0].topk(count).values[-1])
