@@ -138,7 +138,7 @@ def _by_stage(
                 later.append((event.sequence_nr, took))
             return
         if event.sequence_nr >= 0:
-            stage_of.setdefault(event.sequence_nr, stage)
+            stage_of[event.sequence_nr] = stage  # the last one with a number is the one that used it up
         forward[stage] += seconds(event)
         for child in event.cpu_children:
             walk(child, stage)

@@ -23,6 +23,9 @@ def build_pair(config: RunConfig, device: torch.device, seed: int = 0) -> tuple[
     torch.manual_seed(seed)
     peer: Any = build_peer(config)
     peer.transform.resize = _as_it_is
+    assert config.model.box is not None
+    peer.roi_heads.detections_per_img = config.model.box.detections_per_image
+    peer.roi_heads.nms_thresh = config.model.box.nms_iou
     for pool in (peer.roi_heads.box_roi_pool, peer.roi_heads.mask_roi_pool):
         pool.sampling_ratio = config.model.roi.sampling_ratio
     for module in peer.modules():
