@@ -83,7 +83,7 @@ def build_entrants(setting: Setting, only: tuple[Model, Precision] | None = None
     plant(ours, peer, scene.planted)
     if setting.task == "infer":
         ours.eval(), peer.eval()
-        set_threshold(ours, peer, _threshold(ours, scene))
+        set_threshold(ours, peer, _threshold(ours, peer, scene))
     networks: dict[Model, MaskRCNN | nn.Module] = {"torchvision": peer, "ours": ours}
     optimisers = {}
     if only is not None:
@@ -213,20 +213,10 @@ def _prediction(network: nn.Module, scene: Scene, setting: Setting, precision: P
 
 
 @torch.no_grad()
-def _threshold(ours: MaskRCNN, scene: Scene) -> float:
+def _threshold(ours: MaskRCNN, peer: nn.Module, scene: Scene) -> float:
     """The score above which `CANDIDATES` classes of proposals an image lie."""
-    assert ours.box is not None
-    seen: list[Tensor] = []
-    detect = ours.box.detect
-
-    def spy(probabilities: Tensor, *rest: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        seen.append(probabilities[..., 1:].flatten())
-        return [(rest[0].new_zeros(0, 4), rest[0].new_zeros(0), rest[0].new_zeros(0, dtype=torch.int64))] * len(rest[2])
-
-    ours.box.detect = spy  # type: ignore[method-assign,assignment]
-    try:
-        ours.predict(scene.batch)
-    finally:
-        ours.box.detect = detect  # type: ignore[method-assign]
-    count = min(CANDIDATES * len(scene.images), len(seen[0]) // 2)  # of a small model there are not so many
-    return float(seen[0].topk(count).values[-1])
+    set_threshold(ours, peer, 0.0)
+    found = ours.candidates(ours.look(scene.batch), scene.batch.sizes)
+    scores = torch.cat([one.scores for one in found])
+    count = min(CANDIDATES * len(found), len(scores) // 2)  # of a small model there are not so many
+    return float(scores.topk(count).values[-1])

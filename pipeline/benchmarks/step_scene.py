@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.heads.rpn import Proposals
+from model.heads.rpn import RPN
 from model.mask_rcnn import MaskRCNN
-from model.types import CROP_SIZE, Batch, Targets
+from model.types import CROP_SIZE, Batch, Proposals, Targets
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ def _ellipses(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 def plant(ours: MaskRCNN, peer: nn.Module | None, planted: Tensor) -> None:
     """From now on training proposals end in `planted`; all the work of proposing is still done."""
+    assert isinstance(ours.rpn, RPN)
     count, propose = planted.shape[1], ours.rpn.propose
 
     def ours_with(*arguments: Any) -> Proposals:

@@ -28,10 +28,11 @@ def build_peer(config: RunConfig) -> nn.Module:
     model: ModelConfig = config.model
     frozen = model.trunk.norm == "frozen_bn"
     trains_norms = model.trunk.norm == "bn" and model.trunk.freeze_stages == 0
-    if not (frozen or trains_norms) or None in (model.mask, model.box, model.rpn, model.classes):
+    supported = frozen or trains_norms
+    if not supported or model.mask is None or model.box is None or model.rpn is None or model.classes is None:
         raise ValueError(
             "the torchvision peer is built for trunk.norm=frozen_bn, or trunk.norm=bn with trunk.freeze_stages=0, and "
-            f"a mask head; got {model.trunk}"
+            f"an RPN and a mask head; got {model.trunk}"
         )
     norm = {"norm_layer": torchvision.ops.FrozenBatchNorm2d} if frozen else {}
     body = torchvision.models.get_model(model.trunk.body, weights=None, **norm)
