@@ -7,6 +7,7 @@ What the user can put right (a `UserError`) is shown as one `error:` on stderr w
 bug of ours and keeps its traceback.
 """
 
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -282,6 +283,26 @@ def ui(
     run(runs, host=host, port=port)
 
 
+class Peer(StrEnum):
+    """Whom a benchmark compares with."""
+
+    torchvision = "torchvision"
+
+
+class Task(StrEnum):
+    """What a step does."""
+
+    train = "train"
+    infer = "infer"
+
+
+class Precision(StrEnum):
+    """Of convolutions and linear layers."""
+
+    bf16 = "bf16"
+    float32 = "float32"
+
+
 benchmark_app = typer.Typer(help="Compare with other implementations in one run.", no_args_is_help=True)
 app.add_typer(benchmark_app, name="benchmark")
 
@@ -352,3 +373,92 @@ def benchmark_learning(
     from jobs.benchmark_learning import benchmark_learning as run
 
     run(table, overrides or [], threads)
+
+
+Config = Annotated[Path | None, typer.Option(help="YAML file, see configs/.", show_default="the COCO 1x recipe")]
+Size = Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")]
+Images = Annotated[int, typer.Option(min=1, help="Images a batch.")]
+Objects = Annotated[int, typer.Option(min=1, help="Objects an image.")]
+Positives = Annotated[int, typer.Option(min=0, help="RoIs an image that train the mask head.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds that take turns; medians are shown.")]
+Against = Annotated[Peer, typer.Option(help="Whom to compare with.")]
+Memory = Annotated[bool, typer.Option(help="Also the peak memory of each, in processes of their own.")]
+
+
+@benchmark_app.command("train")
+def benchmark_train(
+    overrides: Overrides = None,
+    config: Config = None,
+    against: Against = Peer.torchvision,
+    size: Size = "800x1216",
+    images: Images = 1,
+    objects: Objects = 8,
+    positives: Positives = 128,
+    threads: Threads = 1,
+    rounds: Rounds = 3,
+    memory: Memory = True,
+) -> None:
+    """A training step, optimiser included, on random pictures. CPU time on a CPU, else device time."""
+    from jobs.benchmark_step import benchmark_step, make_setting
+
+    setting = make_setting(
+        "train",
+        config,
+        overrides or [],
+        size=size,
+        images=images,
+        objects=objects,
+        positives=positives,
+        threads=threads,
+    )
+    benchmark_step(setting, rounds, memory)
+
+
+@benchmark_app.command("infer")
+def benchmark_infer(
+    overrides: Overrides = None,
+    config: Config = None,
+    against: Against = Peer.torchvision,
+    size: Size = "800x1216",
+    images: Images = 1,
+    threads: Threads = 1,
+    rounds: Rounds = 3,
+    memory: Memory = True,
+) -> None:
+    """Detections of random pictures, with masks as run lengths."""
+    from jobs.benchmark_step import benchmark_step, make_setting
+
+    setting = make_setting(
+        "infer", config, overrides or [], size=size, images=images, objects=8, positives=128, threads=threads
+    )
+    benchmark_step(setting, rounds, memory)
+
+
+@benchmark_app.command("profile")
+def benchmark_profile(
+    task: Annotated[Task, typer.Argument(help="What to look into.")],
+    overrides: Overrides = None,
+    config: Config = None,
+    precision: Annotated[Precision, typer.Option(help="Of convolutions and linear layers.")] = Precision.bf16,
+    size: Size = "800x1216",
+    images: Images = 1,
+    objects: Objects = 8,
+    positives: Positives = 128,
+    threads: Threads = 1,
+) -> None:
+    """Where the time of our training step or prediction goes, stage by stage."""
+    from jobs.benchmark_step import benchmark_profile as run
+    from jobs.benchmark_step import make_setting
+
+    setting = make_setting(
+        task.value,
+        config,
+        overrides or [],
+        size=size,
+        images=images,
+        objects=objects,
+        positives=positives,
+        threads=threads,
+    )
+    run(setting, precision.value)

@@ -6,8 +6,10 @@
 | warp, warp_max (RoIWarp, Dai et al. 2016) | rounded to whole cells | bilinear | their mean, their maximum |
 | pool (RoIPool, Fast R-CNN 2.1) | rounded to whole cells, bins too | every cell | its maximum |
 
-Two implementations of RoIAlign: a gather with `embedding_bag` for a fixed number of samples a bin, and torchvision's
-operator for a number that adapts to the RoI. Legend: R RoIs, L levels, C channels, P output side, s samples an axis.
+RoIAlign on a CPU is in roi_align.py. Elsewhere there are two: a gather with `embedding_bag` for a fixed number of
+samples a bin, and torchvision's operator for a number that adapts to the RoI.
+
+Legend: R RoIs, L levels, C channels, P output side, s samples an axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ import torchvision
 from torch import Tensor
 
 from model.config import RoIOperation
+from model.ops.roi_align import roi_align_cpu
 
 
 class RoIs(NamedTuple):
@@ -64,11 +67,23 @@ def crop_rois(
     match operation:
         case "pool":
             return _each_level(_pool, levels, strides, rois, size)
+        case "align" if levels[0].device.type == "cpu":
+            return _on_cpu(levels, strides, rois, size, sampling_ratio, aligned)
         case "align" if sampling_ratio == 0:
             return _each_level(partial(_adaptive, aligned=aligned), levels, strides, rois, size)
         case _:
             whole_cells, largest = operation.startswith("warp"), operation.endswith("_max")
             return _gather(levels, strides, rois, size, sampling_ratio, aligned, whole_cells, largest)
+
+
+def _on_cpu(
+    levels: Sequence[Tensor], strides: Sequence[int], rois: RoIs, size: int, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    maps = [_precise(level) for level in levels]
+    boxes, image_index, level_index = rois
+    boxes = boxes.to(maps[0].dtype)
+    crops: Tensor = roi_align_cpu(maps, strides, boxes, image_index, level_index, size, sampling_ratio, aligned)
+    return crops
 
 
 def _adaptive(level: Tensor, numbered: Tensor, size: int, scale: float, aligned: bool) -> Tensor:

@@ -26,22 +26,22 @@ def build_peer(config: RunConfig) -> nn.Module:
         ValueError: it cannot be built of torchvision's pieces.
     """
     model: ModelConfig = config.model
-    if (
-        model.trunk.norm != "bn"
-        or model.trunk.freeze_stages
-        or model.mask is None
-        or model.box is None
-        or model.rpn is None
-        or model.classes is None
-    ):
+    frozen = model.trunk.norm == "frozen_bn"
+    trains_norms = model.trunk.norm == "bn" and model.trunk.freeze_stages == 0
+    supported = frozen or trains_norms
+    if not supported or model.mask is None or model.box is None or model.rpn is None or model.classes is None:
         raise ValueError(
-            "the torchvision peer is built for trunk.norm=bn, trunk.freeze_stages=0, an RPN and a mask head"
+            "the torchvision peer is built for trunk.norm=frozen_bn, or trunk.norm=bn with trunk.freeze_stages=0, and "
+            f"an RPN and a mask head; got {model.trunk}"
         )
-    body = torchvision.models.get_model(model.trunk.body, weights=None)
+    norm = {"norm_layer": torchvision.ops.FrozenBatchNorm2d} if frozen else {}
+    body = torchvision.models.get_model(model.trunk.body, weights=None, **norm)
+    stem = ("conv1", "bn1") if model.trunk.freeze_stages else ()
+    for name in (*stem, *(f"layer{stage}" for stage in range(1, model.trunk.freeze_stages))):
+        body.get_submodule(name).requires_grad_(False)
     stages = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
-    widths = [body.get_submodule(name)[-1].bn2.num_features for name in stages]
-    if model.trunk.body not in ("resnet18", "resnet34"):
-        widths = [width * 4 for width in widths]
+    last = "conv2" if model.trunk.body in ("resnet18", "resnet34") else "conv3"
+    widths = [body.get_submodule(stage)[-1].get_submodule(last).out_channels for stage in stages]
     channels, classes = model.trunk.fpn_channels, model.classes + 1
     anchors = model.rpn.anchors
     peer: nn.Module = MaskRCNN(

@@ -96,8 +96,8 @@ def read_meta(directory: Path) -> tuple[RunConfig, Meta]:
         written = content.get("format_version")
         if written != FORMAT_VERSION:
             raise CheckpointError(
-                f"{directory} has format {written}, this version reads format {FORMAT_VERSION}; use it with the version "
-                "of maskrcnn-ray that wrote it (its meta.json says which), or train again"
+                f"{directory} has format {written}, this version reads format {FORMAT_VERSION}; use it with the "
+                "version of maskrcnn-ray that wrote it (its meta.json says which), or train again"
             )
         content["class_names"] = tuple(content["class_names"])
         content["category_ids"] = tuple(content["category_ids"])

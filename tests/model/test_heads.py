@@ -57,7 +57,7 @@ def test_rpn_losses_by_hand(normaliser: Normaliser, slots: int, beta: float) -> 
     boxes = boxes_in(9, 64, 96, generator).reshape(3, 3, 4)
     boxes[0, 1] = torch.tensor([3.0, 3.0, 3.2, 3.2])  # matched only because nothing is better
     noise = torch.rand(3, sum(map(len, anchors)), generator=generator)
-    losses = rpn.losses(objectness, deltas, anchors, Targets(boxes, valid.long(), valid, None), noise)
+    losses = rpn.losses(pyramid, anchors, Targets(boxes, valid.long(), valid, None), noise)
 
     matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
     flat = torch.cat(anchors)
@@ -81,6 +81,27 @@ def test_rpn_losses_by_hand(normaliser: Normaliser, slots: int, beta: float) -> 
     assert distance > 0 and (sampled == 3 * slots) == (slots == 40)
     torch.testing.assert_close(losses["rpn/objectness"], entropy / count, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(losses["rpn/box"], distance / count, rtol=1e-5, atol=1e-6)
+
+
+def test_anchors_read_alone_equal_those_of_the_whole_pyramid() -> None:
+    """Values, and gradients of features and weights: at every border, on every level, one anchor twice."""
+    rpn, pyramid = proposals_of(RPN_CONFIG, 0)
+    rpn.double()
+    pyramid = {level: feature.double().requires_grad_() for level, feature in pyramid.items()}
+    objectness, deltas = (torch.cat(levels, 1) for levels in rpn(pyramid))
+    everything = torch.arange(objectness.shape[1])
+    for index in (everything.expand(3, -1), torch.tensor([[0, 5, 5], [len(everything) - 1, 7, 0], [300, 1154, 1155]])):
+        towards = torch.randn(3, index.shape[1], 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        leaves = [*pyramid.values(), *rpn.parameters()]
+        results = []
+        for logits, moves in (
+            rpn.at(pyramid, index),
+            (objectness.gather(1, index), deltas.gather(1, index[..., None].expand(-1, -1, 4))),
+        ):
+            found = torch.cat([logits[..., None], moves], -1)
+            results.append([found, *torch.autograd.grad((found * towards).sum(), leaves, retain_graph=True)])
+        for alone, whole in zip(*results, strict=True):
+            torch.testing.assert_close(alone, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -247,3 +247,33 @@ def test_bf16_maps_are_read_in_float32() -> None:
     for operation in ("align", "warp_max", "pool"):
         crops = crop_rois(operation, maps, STRIDES, RoIs(boxes, image, level), 3, 2, True)  # type: ignore[arg-type]
         assert crops.dtype == torch.float32
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_gradients_of_adaptive_samples(aligned: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    maps = [torch.randn(2, 2, side, side, dtype=torch.float64, generator=generator).requires_grad_() for side in (8, 4)]
+    boxes = torch.tensor([[1.0, 2.0, 25.0, 30.0], [3.3, 4.4, 9.9, 8.1], [-5.0, 20.0, 14.0, 50.0]], dtype=torch.float64)
+    where = RoIs(boxes, torch.tensor([0, 1, 1]), torch.tensor([1, 0, 0]))
+    assert torch.autograd.gradcheck(lambda *m: crop_rois("align", m, (4, 8), where, 2, 0, aligned), maps)
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_boxes_that_are_no_numbers_are_read_as_nothing(samples: int) -> None:
+    boxes = torch.tensor([[math.nan, 0.0, 9.0, 9.0], [0.0, 0.0, math.inf, 9.0], [4.0, 4.0, 40.0, 40.0]])
+    zero = torch.zeros(3, dtype=torch.int64)
+    crops = crop_rois("align", levels(5), STRIDES, RoIs(boxes, zero, zero), 3, samples, True)
+    assert not crops[:2].any() and crops[2].any()
+
+
+@pytest.mark.parametrize("samples", [0, 3])
+def test_bins_of_whole_cells_equal_torchvision(samples: int) -> None:
+    """Samples exactly a cell apart and on cells, where rounding decides which cells a bin begins with."""
+    maps = [m.detach() for m in levels(6)]
+    side = torch.arange(1, 40, dtype=torch.float32) * 3 * 4  # whole cells a bin at stride 4
+    boxes = torch.cat([torch.stack([o + 0 * side, o + 0 * side, o + side, o + side], 1) for o in (2.0, 1.3, 7.7)])
+    zero = torch.zeros(len(boxes), dtype=torch.int64)
+    crops = crop_rois("align", maps, STRIDES, RoIs(boxes, zero, zero), 3, samples, True)
+    numbered = torch.cat([zero[:, None].float(), boxes], 1)
+    expected = torchvision.ops.roi_align(maps[0], numbered, 3, 1 / 4, samples, True)
+    torch.testing.assert_close(crops, expected, rtol=1e-4, atol=1e-4)

@@ -178,7 +178,7 @@ def test_a_directory_that_is_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda meta: meta | {"format_version": 99}, "has format 99, this version reads format 1"),
+        (lambda meta: meta | {"format_version": 99}, "has format 99, this version reads format 2"),
         (lambda meta: {k: v for k, v in meta.items() if k != "format_version"}, "has format None"),
         (lambda meta: {k: v for k, v in meta.items() if k != "step"}, "cannot be read: .*step"),
         (lambda meta: meta | {"colour": 1}, "cannot be read: .*colour"),
