@@ -202,11 +202,17 @@ def predict(
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="Where pictures and JSON go.", show_default=False)],
     score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out detections below this score.")] = 0.5,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change the configuration (again and again).", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Draw boxes and masks on images of your own."""
     from jobs.predict import predict as run
 
-    run(checkpoint, images, out_dir, score=score)
+    run(checkpoint, images, out_dir, score=score, overrides=settings or [])
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from jobs.console import err, out, progress
+from pipeline.configure import apply_overrides
 from pipeline.data.images import SUFFIXES, ImageError, decode, image_size
 from pipeline.data.quarantine import DataError
 from pipeline.data.records import Record, empty_record
@@ -14,6 +15,7 @@ from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.evaluation.instances import from_detections
 from pipeline.evaluation.pictures import draw_predictions
 from pipeline.evaluation.predict import Predictor
+from pipeline.training.checkpoint import read_meta
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -32,11 +34,17 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return images
 
 
-def predict(checkpoint: Path, paths: Sequence[Path], out_dir: Path, *, score: float) -> None:
-    """Draw what is found with at least `score`; results.json has all of it, and images.json says which is which."""
+def predict(
+    checkpoint: Path, paths: Sequence[Path], out_dir: Path, *, score: float, overrides: Sequence[str] = ()
+) -> None:
+    """Draw what is found with at least `score`; results.json has all of it, and images.json says which is which.
+
+    The checkpoint's own configuration holds, changed by `overrides`.
+    """
     images = find_images(paths)
+    config = apply_overrides(read_meta(checkpoint)[0], overrides)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = Predictor(str(checkpoint), torch.get_num_threads(), device)
+    predictor = Predictor(str(checkpoint), torch.get_num_threads(), device, config)
     if predictor.config.model.rpn is None:
         raise DataError(
             f"{checkpoint} is a model without an RPN: it reads proposals of another system, which pictures alone do "

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import InputConfig, LossWeightsConfig, RoIConfig
-from model.heads.box import BoxHead
+from model.heads.box import BoxHead, Found
 from model.heads.cascade import Cascade, Crop
 from model.heads.keypoint import KeypointHead, keypoints_of_heatmaps
 from model.heads.mask import MaskHead
@@ -36,7 +36,7 @@ class SamplingNoise:
     rois: Tensor  # [B, P + G]: proposals, then ground truth
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """A batch after the trunk and the proposer."""
 
     pyramid: Pyramid
@@ -109,7 +109,7 @@ class MaskRCNN(nn.Module):
         targets = batch.targets
         if targets is None:
             raise ValueError("the loss needs batch.targets, got None; call model.predict(batch) to detect")
-        seen = self._look(batch)
+        seen = self.look(batch)
         proposals = seen.proposed.proposals
         if noise is None:
             candidates = proposals.boxes.shape[1] + targets.boxes.shape[1]
@@ -157,10 +157,11 @@ class MaskRCNN(nn.Module):
                 )
         return losses
 
-    def _look(self, batch: Batch) -> _Seen:
+    def look(self, batch: Batch) -> Seen:
+        """What the trunk and the proposer see."""
         images = self.normalise(batch.images, batch.sizes)
         pyramid = self.trunk(images)
-        return _Seen(pyramid, self.rpn.look(pyramid, (images.shape[2], images.shape[3]), batch))
+        return Seen(pyramid, self.rpn.look(pyramid, (images.shape[2], images.shape[3]), batch))
 
     def _crop(self, pyramid: Pyramid, boxes: Tensor, size: int) -> Tensor:
         """Crops [B * N, C, P, P] of boxes [B, N, 4]."""
@@ -189,43 +190,23 @@ class MaskRCNN(nn.Module):
 
         The model must be in eval mode: batch norm would otherwise use the batch's statistics.
         """
+        self.check_eval()
+        seen = self.look(batch)
+        found = [self.suppress(candidates) for candidates in self.candidates(seen, batch.sizes)]
+        return as_detections(found, *self.describe(seen.pyramid, found), batch)
+
+    def check_eval(self) -> None:
+        """Raises RuntimeError in train mode."""
         if self.training:
             raise RuntimeError("predict() needs the model in eval mode; call model.eval() first")
-        seen = self._look(batch)
-        found = self._detect(seen, batch.sizes)
-        counts = [len(boxes) for boxes, _, _ in found]
-        boxes = torch.cat([boxes for boxes, _, _ in found])
-        classes = torch.cat([classes for _, _, classes in found])
-        image_index = torch.arange(len(found), device=boxes.device).repeat_interleave(
-            torch.tensor(counts, device=boxes.device)
-        )
-        heads = [head for head in (self.mask, self.keypoint) if head is not None]
-        crops = {
-            size: self.trunk.crop(seen.pyramid, boxes, image_index, size) for size in {h.config.roi_size for h in heads}
-        }
-        masks: Sequence[Tensor | None] = [None] * len(found)
-        points: Sequence[Tensor | None] = [None] * len(found)
-        scale = (batch.original_sizes / batch.sizes).flip(1).float()  # [B, 2]: x, y
-        if self.mask is not None:
-            masks = torch.split(self.mask.probabilities(self.mask(crops[self.mask.config.roi_size]), classes), counts)
-        if self.keypoint is not None:
-            keypoints = keypoints_of_heatmaps(self.keypoint(crops[self.keypoint.config.roi_size]), boxes)
-            keypoints[..., :2] *= scale[image_index][:, None]
-            points = torch.split(keypoints, counts)
-        results = []
-        for image, (own, scores, kinds) in enumerate(found):
-            original = clip_boxes((own * scale[image].repeat(2))[None], batch.original_sizes[image : image + 1])[0]
-            height, width = batch.original_sizes[image].tolist()
-            results.append(Detections(original, scores, kinds, masks[image], (height, width), points[image]))
-        return results
 
-    def _detect(self, seen: _Seen, sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Boxes [N, 4] in pixels of the input, scores [N] and classes [N] of each image, best first."""
+    def candidates(self, seen: Seen, sizes: Tensor) -> list[Found]:
+        """Boxes of each image before NMS, pixels of the input. sizes int64 [B, 2] (height, width) before padding."""
         rois, logits, real = seen.proposed.proposals
         if self.box is None:  # all that is known of a proposal is that it is something: class 1, its objectness
             objectness = logits.sigmoid()
             return [
-                (b[r], s[r], torch.ones_like(s[r], dtype=torch.int64))
+                Found(b[r], s[r], torch.ones_like(s[r], dtype=torch.int64))
                 for b, s, r in zip(rois, objectness, real, strict=True)
             ]
         crop = partial(self._crop, seen.pyramid, size=self.box.config.roi_size)
@@ -235,4 +216,43 @@ class MaskRCNN(nn.Module):
         if self.cascade is not None:
             refined, probabilities = self.cascade.refine(crop, boxes[:, :, 0], probabilities, sizes)
             boxes = refined[:, :, None]
-        return self.box.detect(probabilities, boxes, real, sizes)
+        return self.box.candidates(probabilities, boxes, real, sizes)
+
+    def suppress(self, candidates: Found) -> Found:
+        """The boxes of an image that are left, best first. Proposals have been through NMS already."""
+        return candidates if self.box is None else self.box.suppress(candidates)
+
+    def describe(self, pyramid: Pyramid, found: Sequence[Found]) -> tuple[Tensor | None, Tensor | None]:
+        """Masks (probabilities) [N, m, m] and keypoint heatmaps [N, J, h, h] of N boxes, image after image."""
+        boxes, classes = torch.cat([one.boxes for one in found]), torch.cat([one.classes for one in found])
+        counts = torch.tensor([len(one.boxes) for one in found], device=boxes.device)
+        image_index = torch.arange(len(found), device=boxes.device).repeat_interleave(counts)
+        sides = {head.config.roi_size for head in (self.mask, self.keypoint) if head is not None}
+        crops = {side: self.trunk.crop(pyramid, boxes, image_index, side) for side in sides}
+        masks = heatmaps = None
+        if self.mask is not None:
+            masks = self.mask.probabilities(self.mask(crops[self.mask.config.roi_size]), classes)
+        if self.keypoint is not None:
+            heatmaps = self.keypoint(crops[self.keypoint.config.roi_size])
+        return masks, heatmaps
+
+
+def as_detections(
+    found: Sequence[Found], masks: Tensor | None, heatmaps: Tensor | None, batch: Batch
+) -> list[Detections]:
+    """What `describe` says of boxes of each image of `batch` (pixels of the input), in pixels of the original one."""
+    counts = [len(one.boxes) for one in found]
+    masks_of: Sequence[Tensor | None] = [None] * len(found) if masks is None else torch.split(masks, counts)
+    points_of: Sequence[Tensor | None] = [None] * len(found)
+    if heatmaps is not None:
+        points_of = torch.split(keypoints_of_heatmaps(heatmaps, torch.cat([one.boxes for one in found])), counts)
+    scale = (batch.original_sizes / batch.sizes).flip(1).float()  # [B, 2]: x, y
+    detections = []
+    for image, (boxes, scores, classes) in enumerate(found):
+        original = clip_boxes((boxes * scale[image].repeat(2))[None], batch.original_sizes[image : image + 1])[0]
+        height, width = batch.original_sizes[image].tolist()
+        points = points_of[image]
+        if points is not None:
+            points = torch.cat([points[..., :2] * scale[image], points[..., 2:]], -1)
+        detections.append(Detections(original, scores, classes, masks_of[image], (height, width), points))
+    return detections

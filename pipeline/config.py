@@ -183,6 +183,27 @@ class TrainConfig(Section):
 
 
 @dataclass(frozen=True)
+class TTAConfig(Section):
+    """Test-time augmentation: every picture is seen at every size, as it is and mirrored (Mask R-CNN table 8)."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {"sizes_px": COUNT, "max_size_px": COUNT}
+
+    sizes_px: tuple[int, ...] = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)  # shorter side
+    max_size_px: int = 4000  # longer side at most
+    flip: bool = True  # each size mirrored too
+
+    def conflicts(self) -> Iterator[str]:
+        """As data.test_size_px."""
+        if not self.sizes_px:
+            yield "sizes_px must hold at least one size, got none; null turns test-time augmentation off"
+        elif max(self.sizes_px) > self.max_size_px:
+            yield (
+                f"max_size_px (longer side) must be at least the largest of sizes_px, {max(self.sizes_px)}, got "
+                f"{self.max_size_px}; change one of them"
+            )
+
+
+@dataclass(frozen=True)
 class EvaluateConfig(Section):
     """Evaluation on data.val after training."""
 
@@ -193,6 +214,7 @@ class EvaluateConfig(Section):
     categories: tuple[str, ...] | None = None  # names of those that are scored; null: all
     max_images: int | None = None  # null: all of data.val
     pictures: int = 8  # prediction beside ground truth
+    tta: TTAConfig | None = None  # null: one view of each picture
 
 
 @dataclass(frozen=True)
@@ -243,12 +265,14 @@ class RunConfig(Section):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def conflicts(self) -> Iterator[str]:
-        """Every worker gets the same share of a batch; external proposals are of pictures as they are."""
+        """Every worker gets the same share of a batch; proposals have pictures as they are; a box head merges views."""
         if self.model.rpn is None and self.data.augment.copy_paste_probability:
             yield (
                 f"data.augment.copy_paste_probability must be 0 with model.rpn: null, got "
                 f"{self.data.augment.copy_paste_probability}; nothing proposes what is pasted into a picture"
             )
+        if self.evaluate.tta is not None and self.model.box is None:
+            yield "evaluate.tta must be null with model.box: null, got a section; views of proposals are not merged"
         images, workers = self.train.batch_images, self.cluster.workers
         if workers is not None and images % workers:
             yield (

@@ -4,6 +4,7 @@ Legend: R RoIs, C channels, K object classes, N detections.
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,14 @@ from model.heads.conv_stack import ConvStack
 from model.ops.boxes import clip_boxes, decode_boxes, encode_boxes, giou_loss, smooth_l1
 from model.ops.soft_nms import soft_nms
 from model.types import Losses
+
+
+class Found(NamedTuple):
+    """Boxes of one image that hold something."""
+
+    boxes: Tensor  # float32 [N, 4] xyxy, pixels of the input
+    scores: Tensor  # float32 [N]
+    classes: Tensor  # int64 [N], 1..K
 
 
 class BoxHead(nn.Module):
@@ -92,10 +101,8 @@ class BoxHead(nn.Module):
         return decode_boxes(deltas, rois[:, None], self.weights)
 
     @torch.no_grad()
-    def detect(
-        self, probabilities: Tensor, boxes: Tensor, valid: Tensor, sizes: Tensor
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Boxes [N, 4], scores [N] and classes [N] of each image, best first: threshold, NMS a class, the best 100.
+    def candidates(self, probabilities: Tensor, boxes: Tensor, valid: Tensor, sizes: Tensor) -> list[Found]:
+        """What passes the score threshold in each image, in no order, before NMS.
 
         Args:
             probabilities: [B, P, K + 1], background first.
@@ -108,21 +115,28 @@ class BoxHead(nn.Module):
         boxes = clip_boxes(boxes, sizes).expand(-1, -1, self.classes, 4)  # [B, P, K, 4]
         smallest = (boxes[..., 2:] - boxes[..., :2]).amin(-1)
         large = smallest >= config.min_size_px if config.min_size_px > 0 else smallest > 0
-        candidates = (probabilities > config.score_threshold) & large & valid[..., None]
-        detections = []
+        wanted = (probabilities > config.score_threshold) & large & valid[..., None]
+        found = []
         for image in range(len(boxes)):  # prediction may wait for the device: its output has no fixed shape
-            proposal, own = candidates[image].nonzero(as_tuple=True)
-            found, scores = boxes[image, proposal, own], probabilities[image, proposal, own]
-            if config.nms == "hard":
-                keep = torchvision.ops.batched_nms(found, scores, own, config.nms_iou)[: config.detections_per_image]
-                scores = scores[keep]
-            else:
-                sigma = config.soft_sigma if config.nms == "soft_gaussian" else None
-                keep, scores = soft_nms(
-                    found, scores, own, config.nms_iou, sigma, config.score_threshold, config.detections_per_image
-                )
-            detections.append((found[keep], scores, own[keep] + 1))
-        return detections
+            proposal, own = wanted[image].nonzero(as_tuple=True)
+            found.append(Found(boxes[image, proposal, own], probabilities[image, proposal, own], own + 1))
+        return found
+
+    @torch.no_grad()
+    def suppress(self, found: Found) -> Found:
+        """NMS, a class at a time; the best `detections_per_image` of what is left, best first."""
+        config = self.config
+        boxes, scores, classes = found
+        if config.nms == "hard":
+            keep = torchvision.ops.batched_nms(boxes, scores, classes - 1, config.nms_iou)
+            keep = keep[: config.detections_per_image]
+            scores = scores[keep]
+        else:
+            sigma = config.soft_sigma if config.nms == "soft_gaussian" else None
+            keep, scores = soft_nms(
+                boxes, scores, classes, config.nms_iou, sigma, config.score_threshold, config.detections_per_image
+            )
+        return Found(boxes[keep], scores, classes[keep])
 
 
 def _unit(boxes: Tensor) -> Tensor:

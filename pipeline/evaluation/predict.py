@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from ray.data import ActorPoolStrategy
 from model.config import MaskConfig
 from model.mask_rcnn import MaskRCNN
 from model.types import Detections
+from model.views import View, predict_views
 from pipeline.config import RunConfig
-from pipeline.data.augment import plain_recipe
+from pipeline.data.augment import Recipe, plain_recipe
 from pipeline.data.collate import Collator, Work
 from pipeline.data.loader import make_reading
 from pipeline.data.mixture import load_mixture
@@ -23,8 +24,9 @@ from pipeline.data.records import Record
 from pipeline.data.shards import to_records
 from pipeline.data.storage import Location, Storage
 from pipeline.data.stream import rows_dataset
+from pipeline.errors import UserError
 from pipeline.evaluation.coco_rle import detections_to_results
-from pipeline.training.checkpoint import load_model
+from pipeline.training.checkpoint import Meta, load_model, read_meta
 from pipeline.training.cluster import Layout
 
 
@@ -40,9 +42,11 @@ class Predicted:
 class Predictor:
     """A model ready to detect: used by Ray actors for shards, and directly for files."""
 
-    def __init__(self, checkpoint: str, threads: int, device: str) -> None:
+    def __init__(self, checkpoint: str, threads: int, device: str, config: RunConfig | None = None) -> None:
+        """`config` is the checkpoint's own where it is None; weights must fit its model."""
         torch.set_num_threads(threads)
-        model, self.config, self.meta = load_model(Path(checkpoint))
+        model, self.config, self.meta = load_model(Path(checkpoint), config)
+        check_views(self.config, self.meta)
         self.device = torch.device(device)
         self.model: MaskRCNN = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.threads = threads
@@ -50,19 +54,18 @@ class Predictor:
 
     def detect(self, records: list[Record]) -> list[Detections]:
         """Detections of a few images, in their own pixels; what cannot be decoded is in `errors` by sample id."""
-        self.errors = {}
-        data = self.config.data
-        work = [
-            Work(r, plain_recipe(r["height"], r["width"], data.test_size_px, data.test_max_size_px)) for r in records
-        ]
-        given = data.proposals_test if self.config.model.rpn is None else None
+        config, self.errors = self.config, {}
+        plans = list(zip(*(view_recipes(r["height"], r["width"], config) for r in records), strict=True))  # a view each
+        given = config.data.proposals_test if config.model.rpn is None else None
         collate = Collator(
-            self.threads, 0, self.config.model.input.divisor, None, self.errors.__setitem__, proposals=given
+            self.threads, 0, config.model.input.divisor, None, self.errors.__setitem__, proposals=given
         )
-        (batch,) = collate([work])
-        bf16 = self.config.train.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            return self.model.predict(batch.to(self.device))
+        batches = collate([list(map(Work, records, plan)) for plan in plans])
+        views = [View(batch.to(self.device), plan[0].geometry.flip) for plan, batch in zip(plans, batches, strict=True)]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            if config.evaluate.tta is None:
+                return self.model.predict(views[0].batch)
+            return predict_views(self.model, views, self.meta.keypoint_flip)
 
     def results(self, records: list[Record]) -> list[Predicted]:
         """COCO results of a few images."""
@@ -88,6 +91,26 @@ class Predictor:
         )
 
 
+def view_recipes(height: int, width: int, config: RunConfig) -> list[Recipe]:
+    """What becomes of a picture in each of its views; the first one is not mirrored."""
+    data, tta = config.data, config.evaluate.tta
+    if tta is None:
+        return [plain_recipe(height, width, data.test_size_px, data.test_max_size_px)]
+    plain = [plain_recipe(height, width, size, tta.max_size_px) for size in tta.sizes_px]
+    mirrored = [replace(recipe, geometry=replace(recipe.geometry, flip=True)) for recipe in plain]
+    return [*plain, *mirrored] if tta.flip else plain
+
+
+def check_views(config: RunConfig, meta: Meta) -> None:
+    """Raises UserError where keypoints of mirrored pictures could not be told left from right."""
+    tta = config.evaluate.tta
+    if tta is not None and tta.flip and config.model.keypoint is not None and meta.keypoint_flip is None:
+        raise UserError(
+            "evaluate.tta.flip needs to know which keypoints are left and which right, and the checkpoint, an older "
+            "one, does not say; set evaluate.tta.flip=false"
+        )
+
+
 def choose_rows(index: pa.Table, max_images: int | None) -> pa.Table:
     """The rows to predict, sorted by aspect so that a batch has little padding."""
     count = index.num_rows if max_images is None else min(max_images, index.num_rows)
@@ -97,7 +120,11 @@ def choose_rows(index: pa.Table, max_images: int | None) -> pa.Table:
 
 
 def predict_shards(checkpoint: Path, shards: Location, config: RunConfig, layout: Layout) -> Iterator[Predicted]:
-    """Detections of the images of `shards` (evaluate.max_images of them), each exactly once, as they come."""
+    """Detections of the images of `shards` (evaluate.max_images of them), each exactly once, as they come.
+
+    `config` is the checkpoint's own, or one that differs in what its weights do not depend on. Raises UserError.
+    """
+    check_views(config, read_meta(checkpoint)[1])
     place, data, size = Storage.at(shards).uri, config.data, config.evaluate.batch_images
     rows = choose_rows(load_mixture(place), config.evaluate.max_images)
     per_task = -(-data.task_rows // size) * size
@@ -108,6 +135,7 @@ def predict_shards(checkpoint: Path, shards: Location, config: RunConfig, layout
             "checkpoint": str(checkpoint),
             "threads": layout.threads,
             "device": "cuda" if layout.gpus else "cpu",
+            "config": config,
         },
         batch_size=size,
         batch_format="pyarrow",

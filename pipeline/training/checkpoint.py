@@ -46,6 +46,7 @@ class Meta:
     run_name: str
     mlflow_run_id: str | None
     versions: dict[str, str]  # of torch, torchvision, ray
+    keypoint_flip: tuple[int, ...] | None = None  # source.Keypoints.flip of the data set, where it has keypoints
     format_version: int = FORMAT_VERSION
 
 
@@ -89,6 +90,8 @@ def read_meta(directory: Path) -> tuple[RunConfig, Meta]:
             raise CheckpointError(f"{directory} has format {version}, this version reads format {FORMAT_VERSION}")
         content["class_names"] = tuple(content["class_names"])
         content["category_ids"] = tuple(content["category_ids"])
+        if content.get("keypoint_flip") is not None:
+            content["keypoint_flip"] = tuple(content["keypoint_flip"])
         return from_yaml_text((directory / CONFIG).read_text(encoding="utf-8")), Meta(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
@@ -96,9 +99,13 @@ def read_meta(directory: Path) -> tuple[RunConfig, Meta]:
         raise CheckpointError(f"{directory}/{META} or {CONFIG} cannot be read: {error}") from error
 
 
-def load_model(directory: Path) -> tuple[MaskRCNN, RunConfig, Meta]:
-    """The model of a checkpoint with its weights, on the CPU. Raises CheckpointError."""
-    config, meta = read_meta(directory)
+def load_model(directory: Path, config: RunConfig | None = None) -> tuple[MaskRCNN, RunConfig, Meta]:
+    """The model of a checkpoint with its weights, on the CPU. Raises CheckpointError.
+
+    `config` may differ from the checkpoint's own (None) in all that the weights do not depend on.
+    """
+    own, meta = read_meta(directory)
+    config = config or own
     model = build_model(config.model)
     load_weights(model, directory)
     return model, config, meta

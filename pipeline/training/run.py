@@ -188,8 +188,16 @@ def fit(run: Run, layout: Layout, mlflow_run_id: str | None, on_event: Callable[
     if run.resume is not None and run.done >= run.config.train.steps:
         return run.resume
     manifest = run.manifest
+    keypoint_flip = None if manifest.keypoints is None else manifest.keypoints.flip
     meta = Meta(
-        0, manifest.class_names, manifest.category_ids, manifest.fingerprint, run.name, mlflow_run_id, versions()
+        0,
+        manifest.class_names,
+        manifest.category_ids,
+        manifest.fingerprint,
+        run.name,
+        mlflow_run_id,
+        versions(),
+        keypoint_flip,
     )
     events = Queue(actor_options={"num_cpus": 0})
     resume = None if run.resume is None else str(run.resume)

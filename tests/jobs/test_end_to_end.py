@@ -365,7 +365,18 @@ def test_predict_draws_what_it_can_read_and_names_what_it_cannot(whole: Done, ro
     (tmp_path / "cut.jpg").write_bytes(file.getvalue()[:400])
     images = [tmp_path / name for name in ("grey.jpg", "cut.jpg", "cmyk.jpg", "folder")]
     out = tmp_path / "out"
-    code, stdout, stderr = run("predict", whole.checkpoint, *images, "--out", out, "--score", "0.0", cwd=room.root)
+    code, stdout, stderr = run(
+        "predict",
+        whole.checkpoint,
+        *images,
+        "--out",
+        out,
+        "--score",
+        "0.0",
+        "--set",
+        "evaluate.tta.sizes_px=[48,64]",
+        cwd=room.root,
+    )
     assert code == 0, stderr
     assert f"{tmp_path / 'cut.jpg'} could not be read" in stderr and "grey.jpg could" not in stderr
     assert "4 pictures with" in stdout and "1 files could not be read" in stdout

@@ -137,7 +137,15 @@ def run(*words: str):
         ("evaluate ckpt --data shards", ("evaluate_checkpoint", (Path("ckpt"), "shards", [], None), {})),
         (
             "predict ckpt a.jpg dir --out here --score 0.7",
-            ("predict", (Path("ckpt"), [Path("a.jpg"), Path("dir")], Path("here")), {"score": 0.7}),
+            ("predict", (Path("ckpt"), [Path("a.jpg"), Path("dir")], Path("here")), {"score": 0.7, "overrides": []}),
+        ),
+        (
+            "predict ckpt a.jpg --out here --set a.b=1 --set c=[1,2]",
+            (
+                "predict",
+                (Path("ckpt"), [Path("a.jpg")], Path("here")),
+                {"score": 0.5, "overrides": ["a.b=1", "c=[1,2]"]},
+            ),
         ),
         ("verify s3://bucket/val", ("verify", ("s3://bucket/val",), {"workers": None, "as_json": False})),
         ("verify val --workers 3 --json", ("verify", ("val",), {"workers": 3, "as_json": True})),

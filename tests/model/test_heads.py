@@ -166,7 +166,8 @@ def test_detections_by_hand() -> None:
     valid = torch.rand(2, 40, generator=generator) < 0.8
     sizes = torch.tensor([[60, 70], [30, 64]])
     decoded = head.refine(deltas.flatten(0, 1), rois.flatten(0, 1)).reshape(2, 40, 3, 4)
-    for image, (boxes, scores, classes) in enumerate(head.detect(logits.softmax(-1), decoded, valid, sizes)):
+    for image, candidates in enumerate(head.candidates(logits.softmax(-1), decoded, valid, sizes)):
+        boxes, scores, classes = head.suppress(candidates)
         found: list[tuple[float, int, Tensor]] = []
         for k in (1, 2, 3):
             size = rois[image, :, 2:] - rois[image, :, :2]

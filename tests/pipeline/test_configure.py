@@ -16,7 +16,16 @@ from model.config import (
     RPNConfig,
     TrunkConfig,
 )
-from pipeline.config import ClusterConfig, DataConfig, InitConfig, OptimConfig, RunConfig, TrainConfig
+from pipeline.config import (
+    ClusterConfig,
+    DataConfig,
+    EvaluateConfig,
+    InitConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    TTAConfig,
+)
 from pipeline.configure import ConfigError, from_yaml_text, known_keys, load_config, to_dict, to_yaml
 from pipeline.errors import UserError
 
@@ -430,7 +439,8 @@ def test_order_of_keys_is_that_of_the_dataclasses():
         return keys
 
     cascade = BoxConfig(class_agnostic=True, cascade=CascadeConfig())
-    whole = RunConfig(model=ModelConfig(box=cascade, keypoint=KeypointConfig()))
+    model, evaluate = ModelConfig(box=cascade, keypoint=KeypointConfig()), EvaluateConfig(tta=TTAConfig())
+    whole = RunConfig(model=model, evaluate=evaluate)
     assert known_keys() == leaves(whole)
     assert list(to_dict(RunConfig())) == [field.name for field in fields(RunConfig)]
     lines = to_yaml(whole).splitlines()

@@ -11,16 +11,29 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from model.build import build_model
-from model.config import AnchorConfig, BoxConfig, MaskConfig, ModelConfig, RoIConfig, RPNConfig, TrunkConfig
+from model.config import (
+    AnchorConfig,
+    BoxConfig,
+    KeypointConfig,
+    MaskConfig,
+    ModelConfig,
+    RoIConfig,
+    RPNConfig,
+    TrunkConfig,
+)
+from model.mask_rcnn import MaskRCNN
 from model.types import Batch, Detections
-from pipeline.config import DataConfig, EvaluateConfig, RunConfig, TrainConfig
+from model.views import View, predict_views
+from pipeline.config import DataConfig, EvaluateConfig, RunConfig, TrainConfig, TTAConfig
 from pipeline.data.augment import resized
 from pipeline.data.images import decode
 from pipeline.data.records import Record
 from pipeline.data.shard_rows import read_rows
 from pipeline.data.shards import load_index, to_records
-from pipeline.evaluation.predict import Predictor, choose_rows, predict_shards
-from pipeline.training.checkpoint import Meta, save_checkpoint
+from pipeline.errors import UserError
+from pipeline.evaluation import predict as module
+from pipeline.evaluation.predict import Predictor, check_views, choose_rows, predict_shards
+from pipeline.training.checkpoint import CheckpointError, Meta, save_checkpoint
 from pipeline.training.cluster import Layout
 from pipeline.training.optim import make_sgd
 
@@ -126,6 +139,62 @@ def test_boxes_only(config: RunConfig, records: list[Record], tmp_path: Path) ->
     save_checkpoint(tmp_path / "c", model, make_sgd(model, config.optim), config, meta)
     (found,) = Predictor(str(tmp_path / "c"), 1, "cpu").results(records[:1])
     assert found.results and all("segmentation" not in result for result in found.results)
+
+
+def test_a_view_of_the_test_size_is_plain_prediction(
+    checkpoint: Path, config: RunConfig, predictor: Predictor, records: list[Record]
+) -> None:
+    tta = TTAConfig(sizes_px=(96,), max_size_px=160, flip=False)
+    own = Predictor(str(checkpoint), 1, "cpu", replace(config, evaluate=EvaluateConfig(tta=tta)))
+    assert own.results(records[:3]) == predictor.results(records[:3])
+
+
+def test_views_are_every_size_as_it_is_and_mirrored(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path, config: RunConfig, records: list[Record]
+) -> None:
+    tta = TTAConfig(sizes_px=(64, 96), max_size_px=160)
+    own = Predictor(str(checkpoint), 1, "cpu", replace(config, evaluate=EvaluateConfig(tta=tta)))
+    seen: list[View] = []
+
+    def watch(model: MaskRCNN, views: list[View], keypoint_flip: object) -> list[Detections]:
+        seen.extend(views)
+        return predict_views(model, views)
+
+    monkeypatch.setattr(module, "predict_views", watch)
+    predicted = own.results(records[:2])
+    assert all(p.error is None and p.results for p in predicted)
+    assert [view.mirrored for view in seen] == [False, False, True, True]
+    for size, plain, mirrored in zip((64, 96), seen[:2], seen[2:], strict=True):
+        assert plain.batch.sizes.tolist() == [list(resized(r["height"], r["width"], size, 160)) for r in records[:2]]
+        assert torch.equal(plain.batch.sizes, mirrored.batch.sizes)
+        for one, other, width in zip(plain.batch.images, mirrored.batch.images, plain.batch.sizes[:, 1], strict=True):
+            turned = torch.cat([other[:, :width].flip(1), other[:, width:]], 1)
+            assert (one.int() - turned.int()).abs().max() <= 1  # the flip comes before the resize
+
+
+def test_the_given_configuration_decides(checkpoint: Path, config: RunConfig, records: list[Record]) -> None:
+    """What evaluate's overrides change reaches the network; what does not fit the weights is refused."""
+    box = config.model.box
+    assert box is not None
+    few = replace(config, model=replace(config.model, box=replace(box, detections_per_image=3)))
+    (found,) = Predictor(str(checkpoint), 1, "cpu", few).results(records[:1])
+    assert len(found.results) == 3
+    other = replace(config, model=replace(config.model, box=replace(box, hidden=16)))
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        Predictor(str(checkpoint), 1, "cpu", other)
+
+
+def test_mirrored_keypoints_need_to_be_told_apart(config: RunConfig) -> None:
+    meta = Meta(1, tuple("abcdefgh"), CATEGORY_IDS, "f" * 64, "tiny", None, {})
+    people = replace(
+        config,
+        model=replace(config.model, keypoint=KeypointConfig(count=2)),
+        evaluate=EvaluateConfig(tta=TTAConfig()),
+    )
+    with pytest.raises(UserError, match=r"evaluate\.tta\.flip=false"):
+        check_views(people, meta)
+    check_views(people, replace(meta, keypoint_flip=(1, 0)))
+    check_views(config, meta)
 
 
 @pytest.mark.slow

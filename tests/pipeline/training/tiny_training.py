@@ -46,6 +46,7 @@ META = Meta(
     run_name="tiny",
     mlflow_run_id="0123",
     versions={"torch": torch.__version__},
+    keypoint_flip=(0, 2, 1),
 )
 
 
