@@ -100,7 +100,7 @@ def naive_decode(delta: list[float], reference: list[float], weights: tuple[floa
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0), (1.0, 2.0, 3.0, 4.0)])
 def test_deltas_equal_a_loop_and_torchvision(weights: tuple[float, float, float, float]) -> None:
-    references, truth = random_boxes(200, 5), random_boxes(200, 6)
+    references, truth = random_boxes(2000, 5), random_boxes(2000, 6)
     deltas = encode_boxes(truth, references, torch.tensor(weights))
     pairs = zip(truth.double().tolist(), references.double().tolist(), strict=True)
     naive = torch.tensor([naive_encode(t, r, weights) for t, r in pairs])
@@ -108,7 +108,7 @@ def test_deltas_equal_a_loop_and_torchvision(weights: tuple[float, float, float,
     torch.testing.assert_close(deltas, BoxCoder(weights).encode_single(truth, references), rtol=1e-5, atol=1e-4)
 
     generator = torch.Generator().manual_seed(7)
-    moves = torch.randn(200, 4, generator=generator) * 2 * torch.tensor(weights)
+    moves = torch.randn(2000, 4, generator=generator) * 2 * torch.tensor(weights)
     moves[::9, 2:] = 1e4  # beyond the limit of enlargement
     moves[::11, 2:] = -1e4  # nothing is left
     boxes = decode_boxes(moves, references, torch.tensor(weights))

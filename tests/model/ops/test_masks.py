@@ -1,3 +1,4 @@
+import math
 from typing import get_args
 
 import pytest
@@ -72,6 +73,67 @@ def test_integer_equals_torchvision(m: int) -> None:
     expected = paste_masks_in_image(masks[:, None], boxes, SIZE)[:, 0]
     for threshold in (0.5, 0.2):
         assert torch.equal(paste_full(masks, boxes, SIZE, "integer", threshold), expected > threshold)
+
+
+def naive_exact(mask: list[list[float]], box: list[float], y: float, x: float) -> float:
+    """Bilinear value of the mask in its box at a point of the image; zeros around it."""
+    m = len(mask)
+    v, u = (y - box[1]) / (box[3] - box[1]) * m - 0.5, (x - box[0]) / (box[2] - box[0]) * m - 0.5
+    total = 0.0
+    for i in (math.floor(v), math.floor(v) + 1):
+        for j in (math.floor(u), math.floor(u) + 1):
+            if 0 <= i < m and 0 <= j < m:
+                total += mask[i][j] * (1 - abs(v - i)) * (1 - abs(u - j))
+    return total
+
+
+def naive_integer(mask: list[list[float]], box: list[float], y: int, x: int) -> float:
+    """torchvision's rule at a pixel: a frame of zeros, a grown box of whole pixels, a resize that repeats its edge."""
+    m = len(mask)
+    low, extent = [], []
+    for axis in (0, 1):
+        centre, half = (box[axis] + box[axis + 2]) / 2, (box[axis + 2] - box[axis]) / 2 * (m + 2) / m
+        low.append(int(centre - half))
+        extent.append(int(centre + half) - low[axis] + 1)
+    if not (low[0] <= x < low[0] + extent[0] and low[1] <= y < low[1] + extent[1]):
+        return 0.0
+    taps = []
+    for position, start, length in ((y, low[1], extent[1]), (x, low[0], extent[0])):
+        place = max((position - start + 0.5) * (m + 2) / length - 0.5, 0.0)
+        first = min(math.floor(place), m + 1)
+        taps.append([(first, 1 - (place - first)), (min(first + 1, m + 1), place - first)])
+    value = 0.0
+    for i, a in taps[0]:
+        for j, b in taps[1]:
+            if 1 <= i <= m and 1 <= j <= m:
+                value += mask[i - 1][j - 1] * a * b
+    return value
+
+
+@pytest.mark.parametrize("rule", get_args(Paste))
+def test_equals_a_loop_over_pixels_on_a_thousand_masks(rule: Paste) -> None:
+    height, width, m = 11, 14, 5
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(1000, 2, generator=generator) * torch.tensor([20.0, 16.0]) - 4
+    boxes = torch.cat([corner, corner + torch.rand(1000, 2, generator=generator) ** 2 * 18 + 0.05], 1)
+    boxes[::3] = (boxes[::3] * 2).round() / 2 + torch.tensor([0.0, 0.0, 0.5, 0.5])  # on pixels and between them
+    masks = random_masks(1000, m, 3)
+    pasted = paste_full(masks, boxes, (height, width), rule)
+    ties = 0
+    for mask, box, image in zip(masks.double().tolist(), boxes.double().tolist(), pasted.tolist(), strict=True):
+        for y in range(height):
+            for x in range(width):
+                if rule == "exact":
+                    value = naive_exact(mask, box, y + 0.5, x + 0.5)
+                    inside = box[0] <= x + 0.5 <= box[2] and box[1] <= y + 0.5 <= box[3]
+                    value = value if inside else 0.0  # a threshold of one half is not passed outside the box
+                else:
+                    value = naive_integer(mask, box, y, x)
+                if abs(value - 0.5) < 1e-5:
+                    ties += 1  # float32 may decide either way
+                else:
+                    assert image[y][x] == (value > 0.5), (mask, box, y, x, value)
+    assert ties < 0.01 * 1000 * height * width
 
 
 @pytest.mark.parametrize("rule", get_args(Paste))

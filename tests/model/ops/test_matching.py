@@ -37,6 +37,33 @@ def test_equals_torchvision(thresholds: tuple[float, float], low_quality: bool, 
             assert torch.equal(index[image][positive], real[theirs[positive]])
 
 
+def naive(iou: list[list[float]], foreground: float, background: float, low_quality: bool) -> list[tuple[int, int]]:
+    """(truth, label) of each candidate of one image, from IoUs [truths][candidates]; Faster R-CNN 3.1.2 in loops."""
+    labels = []
+    for candidate in range(len(iou[0])):
+        column = [row[candidate] for row in iou]
+        best = max(column)
+        label = 1 if best >= foreground else (0 if best < background else -1)
+        if low_quality and any(row[candidate] == max(row) > 0 for row in iou):
+            label = 1
+        labels.append((column.index(best), label))
+    return labels
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("low_quality", [False, True])
+def test_equals_a_loop_on_thousands_of_images(low_quality: bool, ties: bool) -> None:
+    iou, valid = random_iou(4, ties, images=1000, slots=5, candidates=12)
+    iou[::7] = iou[::7] * (torch.rand(iou[::7].shape, generator=torch.Generator().manual_seed(1)) < 0.3)  # far apart
+    index, label = match(iou, valid, 0.7, 0.3, low_quality)
+    foreground, background = torch.tensor([0.7, 0.3]).tolist()  # float32's, as the IoUs are
+    for image in range(1000):
+        real = valid[image].nonzero()[:, 0].tolist()
+        expected = naive(iou[image, real].tolist(), foreground, background, low_quality)
+        assert [one for _, one in expected] == label[image].tolist()
+        assert [real[truth] for truth, _ in expected] == index[image].tolist()
+
+
 def test_padding_changes_nothing() -> None:
     iou, valid = random_iou(9, ties=True)
     index, label = match(iou, valid, 0.7, 0.3, True)

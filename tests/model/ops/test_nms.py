@@ -44,6 +44,40 @@ def test_equals_torchvision_in_each_group(threshold: float, ties: bool) -> None:
         assert sorted(kept.tolist()) == keep[group].nonzero()[:, 0].tolist()
 
 
+def naive(boxes: list[list[float]], scores: list[float], threshold: float) -> list[int]:
+    """Greedy NMS as the papers say it: take the best, drop what overlaps it too much, and again."""
+    kept: list[int] = []
+    for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        x0, y0, x1, y1 = boxes[i]
+        for j in kept:
+            a0, b0, a1, b1 = boxes[j]
+            both = max(min(x1, a1) - max(x0, a0), 0.0) * max(min(y1, b1) - max(y0, b0), 0.0)
+            union = (x1 - x0) * (y1 - y0) + (a1 - a0) * (b1 - b0) - both
+            if (
+                union > 0 and float(np.float32(both / union)) > threshold
+            ):  # 3 / 10 is above 0.3 in float32, as everywhere
+                break
+        else:
+            kept.append(i)
+    return kept
+
+
+def test_equals_a_loop_on_thousands_of_groups() -> None:
+    """Half of them on a coarse grid: equal boxes, IoUs of exactly the threshold, empty boxes."""
+    generator = torch.Generator().manual_seed(0)
+    for threshold in (0.3, 0.5, 0.7):
+        corner, side = torch.rand(1000, 12, 2, generator=generator) * 12, torch.rand(1000, 12, 2, generator=generator)
+        boxes = torch.cat([corner, corner + side * 10], 2)
+        boxes[::2] = (boxes[::2] / 2).round() * 2
+        scores = torch.rand(1000, 12, generator=generator)
+        valid = torch.rand(1000, 12, generator=generator) < 0.9
+        keep = nms_keep(boxes, scores, valid, threshold)
+        for own, score, real, kept in zip(boxes.tolist(), scores.tolist(), valid, keep, strict=True):
+            index = real.nonzero()[:, 0].tolist()
+            expected = naive([own[i] for i in index], [score[i] for i in index], threshold)
+            assert sorted(index[i] for i in expected) == kept.nonzero()[:, 0].tolist()
+
+
 def test_a_box_is_dropped_only_above_the_threshold() -> None:
     boxes = torch.tensor([[[0.0, 0.0, 2.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 1.0]]])  # IoU 0.5, then 1
     scores, valid = torch.tensor([[3.0, 2.0, 1.0]]), torch.ones(1, 3, dtype=torch.bool)

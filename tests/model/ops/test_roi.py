@@ -217,13 +217,17 @@ def test_every_operation_equals_a_loop(operation: RoIOperation, aligned: bool) -
         np.testing.assert_allclose(crops[index].numpy(), expected, rtol=1e-9, atol=1e-9, err_msg=f"{box}")
 
 
-@pytest.mark.parametrize("operation", ["align", "align_max", "warp", "warp_max", "pool"])
-def test_gradients_of_every_operation(operation: RoIOperation) -> None:
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+    ("operation", "samples"),
+    [("align", 0), ("align", 1), ("align", 2), ("align_max", 2), ("warp", 2), ("warp_max", 2), ("pool", 2)],
+)
+def test_gradients_of_every_operation(operation: RoIOperation, samples: int, aligned: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     maps = [torch.randn(2, 2, side, side, dtype=torch.float64, generator=generator).requires_grad_() for side in (8, 4)]
     boxes = torch.tensor([[1.0, 2.0, 25.0, 30.0], [3.3, 4.4, 9.9, 8.1], [-5.0, 20.0, 14.0, 50.0]], dtype=torch.float64)
     where = RoIs(boxes, torch.tensor([0, 1, 1]), torch.tensor([1, 0, 0]))
-    assert torch.autograd.gradcheck(lambda *m: crop_rois(operation, m, (4, 8), where, 2, 2, True), maps)
+    assert torch.autograd.gradcheck(lambda *m: crop_rois(operation, m, (4, 8), where, 2, samples, aligned), maps)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2, 3])

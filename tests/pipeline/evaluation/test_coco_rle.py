@@ -4,7 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as coco_mask
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from model.ops.masks import paste_full
 from model.types import Detections
@@ -85,6 +87,46 @@ def test_detections_become_coco_results(rule: Any) -> None:
         assert result["category_id"] == {1: 7, 2: 11, 3: 90}[c]
         assert result["bbox"] == pytest.approx([box[0], box[1], box[2] - box[0], box[3] - box[1]])
         assert result["segmentation"] == {"size": [80, 90], "counts": oracle(image).decode()}
+
+
+def whole_images(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], rule: str) -> torch.Tensor:
+    """bool [N, H, W] by the public implementations: every mask sampled over the whole image, or torchvision's paste."""
+    if rule == "integer":
+        return paste_masks_in_image(masks[:, None], boxes, size)[:, 0] > 0.5
+    height, width = size
+    y = (torch.arange(height) + 0.5 - boxes[:, 1:2]) / (boxes[:, 3:4] - boxes[:, 1:2]) * 2 - 1  # [N, H]
+    x = (torch.arange(width) + 0.5 - boxes[:, 0:1]) / (boxes[:, 2:3] - boxes[:, 0:1]) * 2 - 1  # [N, W]
+    grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], 3)
+    return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0] >= 0.5
+
+
+@pytest.mark.parametrize("side", [14, 28, 56])
+@pytest.mark.parametrize("rule", ["exact", "integer"])
+def test_paste_and_encode_equal_pycocotools_of_whole_images(rule: Any, side: int) -> None:
+    """300 instances in one image, byte for byte: of a pixel to the whole image, on its borders, with soft masks."""
+    height, width = 61, 83
+    g = torch.Generator().manual_seed(side)
+    corner = torch.rand(300, 2, generator=g) * torch.tensor([width - 2.0, height - 2.0])
+    extent = (torch.rand(300, 2, generator=g) * 5).exp() - 0.5
+    boxes = torch.cat([corner, torch.minimum(corner + extent, torch.tensor([width, height]))], 1)
+    boxes[:6] = torch.tensor(
+        [
+            [0.0, 0.0, width, height],
+            [0.0, 0.0, 1.0, 1.0],
+            [width - 1, height - 1, width, height],
+            [10.0, 10.0, 11.0, 11.0],  # a pixel
+            [0.0, 30.0, width, 31.0],  # a row
+            [40.0, 0.0, 41.0, height],  # a column
+        ]
+    )
+    coarse = torch.rand(300, 1, 4, 4, generator=g)
+    masks = F.interpolate(coarse, (side, side), mode="bicubic")[:, 0].clamp(0, 1)  # blobs; some are full, some empty
+    masks[::9], masks[1::9] = 1.0, 0.0
+    found = Detections(boxes, torch.rand(300, generator=g), torch.ones(300, dtype=torch.int64), masks, (height, width))
+    results = detections_to_results(found, 1, [1], rule)
+    pasted = whole_images(masks, boxes, (height, width), rule).numpy().astype(np.uint8)
+    assert pasted[0].mean() > 0.98 and not pasted[1].any() and pasted.any((1, 2)).sum() > 150
+    assert [r["segmentation"]["counts"] for r in results] == [oracle(image).decode() for image in pasted]
 
 
 def test_detections_without_masks_and_without_objects() -> None:
