@@ -57,9 +57,7 @@ class Predictor:
         config, self.errors = self.config, {}
         plans = list(zip(*(view_recipes(r["height"], r["width"], config) for r in records), strict=True))  # a view each
         given = config.data.proposals_test if config.model.rpn is None else None
-        collate = Collator(
-            self.threads, 0, config.model.input.divisor, None, self.errors.__setitem__, proposals=given
-        )
+        collate = Collator(self.threads, 0, config.model.input.divisor, None, self.errors.__setitem__, proposals=given)
         batches = collate([list(map(Work, records, plan)) for plan in plans])
         views = [View(batch.to(self.device), plan[0].geometry.flip) for plan, batch in zip(plans, batches, strict=True)]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
