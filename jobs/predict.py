@@ -45,7 +45,7 @@ def predict(
     config = apply_overrides(read_meta(checkpoint)[0], overrides)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = Predictor(str(checkpoint), torch.get_num_threads(), device, config)
-    if config.model.rpn is None:
+    if predictor.config.model.rpn is None:
         raise DataError(
             f"{checkpoint} is a model without an RPN: it reads proposals of another system, which pictures alone do "
             "not have; run `maskrcnn evaluate` on shards made with --proposals"

@@ -285,6 +285,7 @@ class MaskConfig(Section):
         "hidden": COUNT,
         "layers": COUNT,
         "mlp_size": COUNT,
+        "pixel_channels": COUNT,
         "threshold": SHARE,
     }
 
@@ -295,6 +296,7 @@ class MaskConfig(Section):
     convs: int = 4  # fcn
     norm: HeadNorm | None = None  # fcn: after each convolution; null: a bias instead
     deconvs: int = 1  # fcn: each doubles the mask's side
+    pixel_channels: int | None = None  # fcn: of a convolution on the RoI's own pixels; null: features alone
     hidden: int = 1024  # mlp
     layers: int = 1  # mlp: hidden ones
     mlp_size: int = 28  # mlp: the mask's side
@@ -303,6 +305,11 @@ class MaskConfig(Section):
     )
     paste: Paste = "exact"  # sub-pixel boxes; "integer": torchvision's rounded boxes with one pixel of padding
     threshold: float = 0.5
+
+    def conflicts(self) -> Iterator[str]:
+        """An MLP has no place for pixels."""
+        if self.head == "mlp" and self.pixel_channels is not None:
+            yield f"pixel_channels must be null with head mlp, got {self.pixel_channels}; head fcn reads pixels"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from model.heads.mask import MaskHead
 from model.heads.proposer import External, Proposed
 from model.heads.rpn import RPN
 from model.ops.boxes import clip_boxes
+from model.ops.roi import RoIs, crop_rois
 from model.ops.sampling import gather_slots
 from model.roi_targets import SampledRoIs, image_index_of, keypoint_targets, mask_targets, sample_rois
 from model.trunks.trunk import Pyramid, Trunk
@@ -39,6 +40,7 @@ class SamplingNoise:
 class Seen(NamedTuple):
     """A batch after the trunk and the proposer."""
 
+    images: Tensor  # float32 [B, 3, H, W], normalised
     pyramid: Pyramid
     proposed: Proposed
 
@@ -126,14 +128,12 @@ class MaskRCNN(nn.Module):
                 self.roi.batch_per_image,
                 self.roi.positive_fraction,
             )
-            losses |= self._head_losses(self.box, seen.pyramid, rois, targets, batch.sizes)
+            losses |= self._head_losses(self.box, seen, rois, targets, batch.sizes)
         return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
 
-    def _head_losses(
-        self, box: BoxHead, pyramid: Pyramid, rois: SampledRoIs, targets: Targets, sizes: Tensor
-    ) -> Losses:
+    def _head_losses(self, box: BoxHead, seen: Seen, rois: SampledRoIs, targets: Targets, sizes: Tensor) -> Losses:
         images, positives = len(rois.boxes), rois.positives
-        read = partial(self._crop, pyramid)
+        read = partial(self._crop, seen.pyramid)
         size = box.config.roi_size
         crops = read(rois.boxes, size)  # [B * S, C, P, P]
         losses = self._box_losses(box, partial(read, size=size), crops, rois, targets, sizes)
@@ -149,22 +149,29 @@ class MaskRCNN(nn.Module):
             if size not in shared:
                 shared[size] = read(boxes, size)
             if isinstance(head, MaskHead):
+                pixels = self._pixels(head, seen.images, boxes.flatten(0, 1), image_index_of(boxes))
                 target = mask_targets(targets, index, boxes, head.size, head.config.target)
-                losses |= head.losses(head(shared[size], classes > 0), classes, target, classes > 0)
+                losses |= head.losses(head(shared[size], pixels, classes > 0), classes, target, classes > 0)
             else:
                 points = keypoint_targets(targets, index, head.count)
                 losses |= head.losses(head(shared[size]), boxes.flatten(0, 1), points, classes > 0)
         return losses
 
     def look(self, batch: Batch) -> Seen:
-        """The trunk's and the RPN's work."""
+        """What the trunk and the proposer see."""
         images = self.normalise(batch.images, batch.sizes)
         pyramid = self.trunk(images)
-        return Seen(pyramid, self.rpn.look(pyramid, (images.shape[2], images.shape[3]), batch))
+        return Seen(images, pyramid, self.rpn.look(pyramid, (images.shape[2], images.shape[3]), batch))
 
     def _crop(self, pyramid: Pyramid, boxes: Tensor, size: int) -> Tensor:
         """Crops [B * N, C, P, P] of boxes [B, N, 4]."""
         return self.trunk.crop(pyramid, boxes.flatten(0, 1), image_index_of(boxes), size)
+
+    def _pixels(self, mask: MaskHead, images: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor | None:
+        """Crops [R, 3, m, m] of the input itself for boxes [R, 4], for a mask head that reads them."""
+        if mask.config.pixel_channels is None:
+            return None
+        return crop_rois("align", [images], (1,), RoIs(boxes, image_index, image_index * 0), mask.size, 2, True)
 
     def _draw(self, images: int, anchors: int, candidates: int) -> SamplingNoise:
         device = self.mean.device
@@ -192,7 +199,7 @@ class MaskRCNN(nn.Module):
         self.check_eval()
         seen = self.look(batch)
         found = [self.suppress(candidates) for candidates in self.candidates(seen, batch.sizes)]
-        return as_detections(found, *self.describe(seen.pyramid, found), batch)
+        return as_detections(found, *self.describe(seen, found), batch)
 
     def check_eval(self) -> None:
         """Raises RuntimeError in train mode."""
@@ -221,16 +228,17 @@ class MaskRCNN(nn.Module):
         """The boxes of an image that are left, best first. Proposals have been through NMS already."""
         return candidates if self.box is None else self.box.suppress(candidates)
 
-    def describe(self, pyramid: Pyramid, found: Sequence[Found]) -> tuple[Tensor | None, Tensor | None]:
+    def describe(self, seen: Seen, found: Sequence[Found]) -> tuple[Tensor | None, Tensor | None]:
         """Masks (probabilities) [N, m, m] and keypoint heatmaps [N, J, h, h] of N boxes, image after image."""
         boxes, classes = torch.cat([one.boxes for one in found]), torch.cat([one.classes for one in found])
         counts = torch.tensor([len(one.boxes) for one in found], device=boxes.device)
         image_index = torch.arange(len(found), device=boxes.device).repeat_interleave(counts)
         sides = {head.config.roi_size for head in (self.mask, self.keypoint) if head is not None}
-        crops = {side: self.trunk.crop(pyramid, boxes, image_index, side) for side in sides}
+        crops = {side: self.trunk.crop(seen.pyramid, boxes, image_index, side) for side in sides}
         masks = heatmaps = None
         if self.mask is not None:
-            masks = self.mask.probabilities(self.mask(crops[self.mask.config.roi_size]), classes)
+            pixels = self._pixels(self.mask, seen.images, boxes, image_index)
+            masks = self.mask.probabilities(self.mask(crops[self.mask.config.roi_size], pixels), classes)
         if self.keypoint is not None:
             heatmaps = self.keypoint(crops[self.keypoint.config.roi_size])
         return masks, heatmaps

@@ -69,10 +69,10 @@ def predict_views(
         raise ValueError("keypoints of mirrored views need keypoint_flip, got None; leave mirrored views out")
     first = views[0].batch
     frames = first.sizes.float()  # [B, 2]
-    pyramids, candidates = [], []
+    looks, candidates = [], []
     for view in views:
         seen = model.look(view.batch)
-        pyramids.append(seen.pyramid)
+        looks.append(seen)
         candidates.append(
             [
                 Found(view.leave(boxes, image, frames[image]), scores, classes)
@@ -81,9 +81,9 @@ def predict_views(
         )
     found = [model.suppress(Found(*map(torch.cat, zip(*own, strict=True)))) for own in zip(*candidates, strict=True)]
     masks, heatmaps = [], []
-    for view, pyramid in zip(views, pyramids, strict=True):
+    for view, seen in zip(views, looks, strict=True):
         moved = [one._replace(boxes=view.enter(one.boxes, i, frames[i])) for i, one in enumerate(found)]
-        own_masks, own_heatmaps = model.describe(pyramid, moved)
+        own_masks, own_heatmaps = model.describe(seen, moved)
         if own_masks is not None:
             masks.append(own_masks.flip(-1) if view.mirrored else own_masks)
         if own_heatmaps is not None:

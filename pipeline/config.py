@@ -268,7 +268,7 @@ class RunConfig(Section):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def conflicts(self) -> Iterator[str]:
-        """Every worker gets the same share of a batch; proposals are of pictures as they are; box heads merge views."""
+        """Every worker gets the same share of a batch; proposals have pictures as they are; a box head merges views."""
         if self.model.rpn is None and self.data.augment.copy_paste_probability:
             yield (
                 f"data.augment.copy_paste_probability must be 0 with model.rpn: null, got "

@@ -20,6 +20,7 @@ class FCN(nn.Module):
         self.convs = ConvStack(channels, config.channels, config.convs, config.norm)
         widths = [self.convs.channels] + [config.channels] * config.deconvs
         self.deconvs = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in pairwise(widths))
+        self.pixels = None if config.pixel_channels is None else Pixels(config.pixel_channels, widths[-1])
         self.predictor = nn.Conv2d(widths[-1], masks, 1)
         for layer in self.deconvs:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
@@ -27,12 +28,39 @@ class FCN(nn.Module):
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
-    def forward(self, crops: Tensor, real: Tensor | None = None) -> Tensor:
-        """crops [R, C, P, P] -> logits [R, masks, m, m]. real: bool [R], which RoIs count in a batch norm."""
+    def forward(self, crops: Tensor, pixels: Tensor | None, real: Tensor | None) -> Tensor:
+        """crops [R, C, P, P] and perhaps pixels [R, 3, m, m] -> logits [R, masks, m, m].
+
+        real: bool [R], which RoIs count in a batch norm; None: all.
+        """
         x = self.convs(crops, real)
         for deconv in self.deconvs:
             x = F.relu(deconv(x), inplace=True)
+        if self.pixels is not None:
+            x = self.pixels(x, pixels)
         return self.predictor(x)  # type: ignore[no-any-return]
+
+
+class Pixels(nn.Module):
+    """Mixes what the picture itself shows of a RoI into the features, at the resolution of the mask (ours).
+
+    The finest features have a stride of 4 pixels: a small object is a handful of cells, however many bins are read of
+    them, and its outline is in the pixels.
+    """
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(3, width, 3, padding=1)
+        self.lift = nn.Conv2d(width, channels, 3, padding=1)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+        for layer in (self.look, self.lift, self.mix):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, pixels: Tensor) -> Tensor:
+        """x [R, C, m, m], pixels [R, 3, m, m] of the normalised input -> [R, C, m, m]."""
+        seen = self.lift(F.relu(self.look(pixels), inplace=True))
+        return F.relu(self.mix(F.relu(x + seen, inplace=True)), inplace=True)
 
 
 class MLP(nn.Module):
@@ -50,8 +78,8 @@ class MLP(nn.Module):
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
 
-    def forward(self, crops: Tensor, real: Tensor | None = None) -> Tensor:
-        """crops [R, C, P, P] -> logits [R, masks, m, m]. `real` is of no use here: there is no norm."""
+    def forward(self, crops: Tensor, pixels: Tensor | None, real: Tensor | None) -> Tensor:
+        """crops [R, C, P, P] -> logits [R, masks, m, m]. No pixels are read, and there is no norm for `real`."""
         x = crops.flatten(1)
         for layer in self.fc:
             x = F.relu(layer(x), inplace=True)
@@ -72,12 +100,13 @@ class MaskHead(nn.Module):
         """Mask side m."""
         return self.layers.size
 
-    def forward(self, crops: Tensor, real: Tensor | None = None) -> Tensor:
+    def forward(self, crops: Tensor, pixels: Tensor | None = None, real: Tensor | None = None) -> Tensor:
         """crops [R, C, P, P] -> logits float32 [R, channels of the scheme, m, m].
 
-        `real` bool [R]: which RoIs count in a batch norm; None: all.
+        With config.pixel_channels it reads pixels [R, 3, m, m] of the normalised input too. `real` bool [R]: which RoIs
+        count in a batch norm; None: all.
         """
-        return self.layers(crops, real).float()  # type: ignore[no-any-return]
+        return self.layers(crops, pixels, real).float()  # type: ignore[no-any-return]
 
     def losses(self, logits: Tensor, classes: Tensor, target: Tensor, positive: Tensor) -> Losses:
         """Mean over the pixels of positive RoIs. classes int64 [R], target [R, m, m], positive bool [R]."""

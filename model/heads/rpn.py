@@ -61,27 +61,38 @@ class RPN(nn.Module):
     def at(self, pyramid: Pyramid, index: Tensor) -> tuple[Tensor, Tensor]:
         """The same logits [B, S] and deltas [B, S, 4] of anchors `index` int64 [B, S] (of all levels) alone.
 
-        A loss that reads 256 anchors an image has a gradient there only: computing them again from their 3x3 cells
-        spares the backward pass over the whole pyramid, an eighth of a step's arithmetic, and its memory.
+        A loss that reads 256 anchors an image has a gradient there only: computing them again from the cells around
+        them (3 x 3 with one convolution) spares the backward pass over the whole pyramid, an eighth of a step's
+        arithmetic, and its memory.
         """
-        around = torch.arange(3, device=index.device) - 1
+        side = 2 * len(self.conv) + 1  # of the cells that a hidden one depends on
+        around = torch.arange(side, device=index.device) - len(self.conv)
         count = self.objectness.out_channels  # anchors a cell
         cell = index.div(count, rounding_mode="floor")[..., None, None]  # [B, S, 1, 1], of all levels
         image = torch.arange(len(index), device=index.device)[:, None, None, None]
         patches: Tensor | None = None
+        there = torch.zeros_like(cell, dtype=torch.bool)  # [B, S, side, side], cells in the map
         for feature in pyramid.values():
             _, channels, height, width = feature.shape
-            row = cell.div(width, rounding_mode="floor") + around[:, None]  # [B, S, 3, 1]
-            column = cell % width + around  # [B, S, 1, 3]
+            row = cell.div(width, rounding_mode="floor") + around[:, None]  # [B, S, side, 1]
+            column = cell % width + around  # [B, S, 1, side]
             inside = (cell >= 0) & (cell < height * width)
-            inside = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)  # [B, S, 3, 3]
+            inside = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)  # [B, S, side, side]
             place = torch.where(inside, (image * height + row) * width + column, 0).flatten()
             cells = feature.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, place)
-            cells = torch.where(inside.reshape(-1, 1), cells, 0.0).reshape(index.numel(), -1)  # [B * S, 9 * C]
+            cells = torch.where(inside.reshape(-1, 1), cells, 0.0).reshape(index.numel(), side, side, channels)
             patches = cells if patches is None else patches + cells  # of one level each
+            there = there | inside
             cell = cell - height * width
         assert patches is not None
-        hidden = F.relu(F.linear(patches, self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias))
+        hidden, there = patches.permute(0, 3, 1, 2), there.flatten(0, 1)[:, None]
+        *convs, last = (conv for conv in self.conv if isinstance(conv, nn.Conv2d))
+        for conv in convs:
+            hidden, there = F.relu(F.conv2d(hidden, conv.weight, conv.bias)), there[..., 1:-1, 1:-1]
+            hidden = torch.where(there, hidden, 0.0)  # the next convolution sees zeros outside the map
+        # The last one is of 3 x 3 cells alone.
+        hidden = F.linear(hidden.permute(0, 2, 3, 1).flatten(1), last.weight.permute(0, 2, 3, 1).flatten(1), last.bias)
+        hidden = F.relu(hidden)
         anchor = (index % count).reshape(-1, 1)
         logits = F.linear(hidden, self.objectness.weight.flatten(1), self.objectness.bias).gather(1, anchor)
         deltas = F.linear(hidden, self.deltas.weight.flatten(1), self.deltas.bias).reshape(-1, count, 4)

@@ -9,7 +9,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from model.build import build_model
 from model.mask_rcnn import MaskRCNN
-from model.weights.torchvision import from_torchvision, load_matching
+from model.weights.loading import load_matching
+from model.weights.torchvision import from_torchvision
 from pipeline.benchmarks.torchvision_peer import build_peer
 from pipeline.config import RunConfig
 

@@ -14,6 +14,8 @@ from model.config import ModelConfig
 from model.heads.rpn import RPN
 from model.mask_rcnn import MaskRCNN, SamplingNoise
 from model.ops.boxes import box_iou
+from model.ops.mask_targets import targets_from_crops
+from model.ops.masks import paste_full
 from model.types import Batch, Losses, Proposals, Targets
 
 RPN_NAMES, BOX_NAMES = ["rpn/objectness", "rpn/box"], ["box/class", "box/box"]
@@ -340,3 +342,36 @@ def test_images_do_not_mix(tiny: MaskRCNN) -> None:
         torch.testing.assert_close(alone.scores, found.scores, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(alone.masks, found.masks, rtol=1e-3, atol=1e-3)
     tiny.train()
+
+
+def test_pixels_are_read_in_the_frame_of_the_masks() -> None:
+    """Where the picture is a mask, what the mask head reads of it is its own target."""
+    assert TINY.mask is not None
+    model = build(dataclasses.replace(TINY, mask=dataclasses.replace(TINY.mask, roi_size=14, pixel_channels=4)))
+    batch = scene([3], height=96, width=128)
+    targets = batch.targets
+    assert targets is not None and targets.masks is not None and model.mask is not None
+    generator = torch.Generator().manual_seed(0)
+    boxes = targets.boxes[0] + (torch.rand(3, 4, generator=generator) - 0.5) * 6
+    wanted = targets_from_crops(targets.masks[0], targets.boxes[0], boxes, 28)
+    for i in range(3):
+        image = paste_full(targets.masks[0, i : i + 1].float(), targets.boxes[0, i : i + 1], (96, 128)).float()
+        pixels = model._pixels(model.mask, image[None].expand(-1, 3, -1, -1), boxes[i : i + 1], torch.tensor([0]))
+        assert pixels is not None and pixels.shape == (1, 3, 28, 28)
+        found, expected = pixels[0, 1] >= 0.5, wanted[i] > 0
+        assert (found & expected).sum() / (found | expected).sum() > 0.95
+
+
+def test_pixels_decide_masks_and_nothing_else() -> None:
+    assert TINY.mask is not None
+    config = dataclasses.replace(TINY, mask=dataclasses.replace(TINY.mask, pixel_channels=4))
+    model = spread(build(config)).eval()
+    assert model.mask is not None
+    nn.init.normal_(model.mask.layers.predictor.weight, std=0.5)
+    batch = dataclasses.replace(scene([2, 1]), targets=None)
+    before = model.predict(batch)
+    with torch.no_grad():
+        model.mask.layers.pixels.look.weight.mul_(3)
+    for one, other in zip(before, model.predict(batch), strict=True):
+        assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
+        assert one.masks is not None and other.masks is not None and (one.masks - other.masks).abs().max() > 0.01

@@ -15,11 +15,10 @@ from tiny_model import TINY, scene
 from torch import Tensor
 
 from model import mask_rcnn as module
-from model.heads.rpn import Proposals
 from model.mask_rcnn import MaskRCNN, SamplingNoise
 from model.ops.masks import paste_crops
 from model.roi_targets import SampledRoIs
-from model.types import Batch
+from model.types import Batch, Proposals
 
 SIZES = [(90, 120), (64, 96), (96, 60), (33, 128), (150, 200)]  # height, width; the last is the largest
 

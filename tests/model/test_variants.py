@@ -69,6 +69,10 @@ VARIANTS: dict[str, ModelConfig] = {
     "agnostic": variant(mask={"scheme": "agnostic"}),
     "mlp": variant(mask={"head": "mlp", "hidden": 24, "layers": 2}),
     "56 x 56": variant(mask={"roi_size": 14, "deconvs": 2}),
+    "masks of pixels": variant(mask={"pixel_channels": 4}),
+    "c4, masks of pixels": variant(
+        trunk={"neck": "c4"}, **{**C4_HEADS, "mask": C4_HEADS["mask"] | {"pixel_channels": 4}}
+    ),
     "class-agnostic boxes": variant(box={"class_agnostic": True}),
     "giou": variant(box={"box_loss": "giou"}),
     "focal": variant(box={"focal_gamma": 2.0}),

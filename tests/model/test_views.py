@@ -21,6 +21,7 @@ BOTH = variant(keypoint=KEYPOINT)
 CONFIGS: dict[str, ModelConfig] = {
     "masks": TINY,
     "masks and keypoints": BOTH,
+    "masks of pixels": variant(mask={"pixel_channels": 4}),
     "boxes": variant(mask=None),
     "cascade": variant(box=CASCADE),
     "soft nms": variant(box={"nms": "soft_gaussian"}),
@@ -149,7 +150,7 @@ def test_merging_equals_loops(models: dict[str, Any]) -> None:
             nothing = Found(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
             of_images = [nothing] * 3
             of_images[image] = Found(own, torch.tensor(scores), torch.tensor(classes))
-            probabilities, _ = model.describe(model.look(view.batch).pyramid, of_images)
+            probabilities, _ = model.describe(model.look(view.batch), of_images)
             masks += (probabilities.flip(-1) if view.mirrored else probabilities) / len(views)
         assert found.masks is not None
         torch.testing.assert_close(found.masks, masks, rtol=1e-3, atol=1e-3)
