@@ -68,7 +68,7 @@ def _old_layers() -> dict[str, str]:
 def from_torchvision(state: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
     """A torchvision state dict under our names, for a model of `classes` object classes.
 
-    Class layers lose the background where we have none (boxes, masks), and with 91 COCO rows and 80 classes the 11
+    Class layers lose the background where we have none (boxes, masks), and with 91 COCO rows and 80 classes the 10
     rows that are no class. Names that belong to no layer of ours are kept as they are.
     """
     box_convs = sum(bool(re.fullmatch(r"roi_heads\.box_head\.\d+\.0\.weight", name)) for name in state)
@@ -93,7 +93,7 @@ def to_torchvision(state: Mapping[str, Tensor], rows: Sequence[int], count: int)
     """Our state dict under torchvision's names: `from_torchvision` undone. Names without a place there are kept.
 
     Rows that we do not have are made up: boxes and masks of the background, which torchvision never reads, are 0, and
-    rows that are no class (11 of COCO's 91) have a logit that makes them impossible.
+    rows that are no class (10 of COCO's 91) have a logit that makes them impossible.
 
     Args:
         state: of a model.
