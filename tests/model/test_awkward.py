@@ -63,9 +63,8 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("name", BOXES)
-@pytest.mark.parametrize("bf16", [False, True])
-def test_losses_and_gradients_are_numbers(model: Any, name: str, bf16: bool) -> None:
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+def test_losses_and_gradients_are_numbers(model: Any, name: str) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=model.cascade is not None):
         losses = model(batch_of(BOXES[name]))
     assert all(loss.isfinite() and loss >= 0 for loss in losses.values()), losses
     assert all(gradient.isfinite().all() for gradient in gradients(model, losses).values())

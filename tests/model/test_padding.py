@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_mask_rcnn import gradients, noise_for, spread
-from test_variants import build
+from test_variants import build, variant
 from tiny_model import TINY, scene
 from torch import Tensor
 
@@ -66,6 +66,27 @@ def test_no_detection_lies_in_the_padding() -> None:
         picture[height:], picture[:, width:] = 0, 0
     for image, other in zip(found, model.predict(black), strict=True):
         assert torch.equal(image.boxes, other.boxes) and torch.equal(image.scores, other.scores)
+
+
+def test_padding_reaches_no_further_than_the_network_sees() -> None:
+    """Features far from the padding are those of the image alone; near it they are not (a bias of zeros is none)."""
+    model = build(variant(trunk={"norm": "bn"})).eval()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.bias, std=0.2)
+    height, width, reach = (
+        64,
+        1024,
+        320,
+    )  # pixels; ResNet-18 sees 218 px to each side, the pyramid's convolutions 64 more
+    picture = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    with torch.no_grad():
+        alone, padded = (model.look(one(picture, (height, width), height, w)).pyramid for w in (width, width + 160))
+    for level in (2, 3, 4, 5):
+        cells = width // 2**level
+        difference = (alone[level] - padded[level][..., :cells]).abs().amax((0, 1, 2)) / alone[level].std()
+        assert difference[: cells - reach // 2**level].max() < 1e-4
+        assert difference[-1] > 0.01
 
 
 def all_losses(model: MaskRCNN, batch: Batch, noise: SamplingNoise) -> tuple[dict[str, float], dict[str, Tensor]]:
