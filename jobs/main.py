@@ -1,4 +1,6 @@
-"""The `maskrcnn` command: one verb a file beside this one, imported only when it is used. Formats: shard_formats.py.
+"""The `maskrcnn` command: one verb a file beside this one, imported only when it is used.
+
+Groups of verbs: shard_formats.py, benchmarks.py.
 
     maskrcnn shard shapes --out data/shapes
     maskrcnn train configs/shapes/quickstart.yaml train.steps=200
@@ -7,7 +9,6 @@ What the user can put right (a `UserError`) is shown as one `error:` on stderr w
 bug of ours and keeps its traceback.
 """
 
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,8 @@ from rich.syntax import Syntax
 from rich.text import Text
 from typer.core import TyperGroup
 
-from jobs import shard_formats
+from jobs import benchmarks, shard_formats
+from jobs.arguments import Overrides
 from jobs.console import err, out
 from pipeline.errors import UserError
 
@@ -44,13 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(shard_formats.app, name="shard")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Dotted config overrides such as train.steps=200.", show_default=False
-    ),
-]
+app.add_typer(benchmarks.app, name="benchmark")
 
 
 def _print_version(wanted: bool) -> None:
@@ -281,184 +277,3 @@ def ui(
     from jobs.ui import ui as run
 
     run(runs, host=host, port=port)
-
-
-class Peer(StrEnum):
-    """Whom a benchmark compares with."""
-
-    torchvision = "torchvision"
-
-
-class Task(StrEnum):
-    """What a step does."""
-
-    train = "train"
-    infer = "infer"
-
-
-class Precision(StrEnum):
-    """Of convolutions and linear layers."""
-
-    bf16 = "bf16"
-    float32 = "float32"
-
-
-benchmark_app = typer.Typer(help="Compare with other implementations in one run.", no_args_is_help=True)
-app.add_typer(benchmark_app, name="benchmark")
-
-
-@benchmark_app.command("accuracy")
-def benchmark_accuracy(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.", show_default=False)],
-    overrides: Overrides = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
-) -> None:
-    """What our model learns against torchvision's, on the same batches, without Ray."""
-    from jobs.benchmark import benchmark_accuracy as run
-
-    run(config, overrides or [], seeds, threads)
-
-
-@benchmark_app.command("cityscapes")
-def benchmark_cityscapes(
-    pictures: Annotated[int, typer.Option(min=1, help="Generated streets.")] = 8,
-    height: Annotated[int, typer.Option(min=64, help="Pixels; a street is twice as wide.")] = 1024,
-    detections: Annotated[int, typer.Option(min=1, help="A picture.")] = 50,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that take turns; medians are shown.")] = 3,
-) -> None:
-    """Scoring by Cityscapes' protocols, against cityscapesscripts."""
-    from jobs.benchmark_cityscapes import benchmark_cityscapes as run
-
-    run(pictures=pictures, height_px=height, detections=detections, rounds=rounds)
-
-
-@benchmark_app.command("data")
-def benchmark_data(
-    annotations: Annotated[Path, typer.Option(help="COCO instances JSON.", show_default=False)],
-    images: Annotated[Path, typer.Option(help="Directory of the images.", show_default=False)],
-    threads: Annotated[int, typer.Option(min=1, help="Threads, tasks or processes that decode.")] = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that take turns; medians are shown.")] = 5,
-    epochs: Annotated[int, typer.Option(min=0, help="Also watch memory over so many epochs.")] = 0,
-) -> None:
-    """Sharding, decoding, reading and delivery of pictures, against other implementations."""
-    from jobs.benchmark_data import benchmark_data as run
-
-    run(annotations, images, threads=threads, rounds=rounds, epochs=epochs)
-
-
-@benchmark_app.command("variants")
-def benchmark_variants(
-    tables: Annotated[
-        list[Path], typer.Argument(metavar="TABLE...", help="Such as configs/paper/table_*.yaml.", show_default=False)
-    ],
-    rounds: Annotated[int, typer.Option(min=0, help="Timed steps of each model; 0: do not time.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-) -> None:
-    """Parameters, multiply-adds and step time of each model of some tables, beside torchvision's."""
-    from jobs.benchmark_variants import benchmark_variants as run
-
-    run(tables, rounds, threads)
-
-
-@benchmark_app.command("learning")
-def benchmark_learning(
-    table: Annotated[
-        Path, typer.Argument(metavar="TABLE", help="Such as configs/shapes/variants.yaml.", show_default=False)
-    ],
-    overrides: Overrides = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-) -> None:
-    """Train every variant of a table for a few steps, without Ray: losses from first to last, and AP."""
-    from jobs.benchmark_learning import benchmark_learning as run
-
-    run(table, overrides or [], threads)
-
-
-Config = Annotated[Path | None, typer.Option(help="YAML file, see configs/.", show_default="the COCO 1x recipe")]
-Size = Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")]
-Images = Annotated[int, typer.Option(min=1, help="Images a batch.")]
-Objects = Annotated[int, typer.Option(min=1, help="Objects an image.")]
-Positives = Annotated[int, typer.Option(min=0, help="RoIs an image that train the mask head.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds that take turns; medians are shown.")]
-Against = Annotated[Peer, typer.Option(help="Whom to compare with.")]
-Memory = Annotated[bool, typer.Option(help="Also the peak memory of each, in processes of their own.")]
-
-
-@benchmark_app.command("train")
-def benchmark_train(
-    overrides: Overrides = None,
-    config: Config = None,
-    against: Against = Peer.torchvision,
-    size: Size = "800x1216",
-    images: Images = 1,
-    objects: Objects = 8,
-    positives: Positives = 128,
-    threads: Threads = 1,
-    rounds: Rounds = 3,
-    memory: Memory = True,
-) -> None:
-    """A training step, optimiser included, on random pictures. CPU time on a CPU, else device time."""
-    from jobs.benchmark_step import benchmark_step, make_setting
-
-    setting = make_setting(
-        "train",
-        config,
-        overrides or [],
-        size=size,
-        images=images,
-        objects=objects,
-        positives=positives,
-        threads=threads,
-    )
-    benchmark_step(setting, rounds, memory)
-
-
-@benchmark_app.command("infer")
-def benchmark_infer(
-    overrides: Overrides = None,
-    config: Config = None,
-    against: Against = Peer.torchvision,
-    size: Size = "800x1216",
-    images: Images = 1,
-    threads: Threads = 1,
-    rounds: Rounds = 3,
-    memory: Memory = True,
-) -> None:
-    """Detections of random pictures, with masks as run lengths."""
-    from jobs.benchmark_step import benchmark_step, make_setting
-
-    setting = make_setting(
-        "infer", config, overrides or [], size=size, images=images, objects=8, positives=128, threads=threads
-    )
-    benchmark_step(setting, rounds, memory)
-
-
-@benchmark_app.command("profile")
-def benchmark_profile(
-    task: Annotated[Task, typer.Argument(help="What to look into.")],
-    overrides: Overrides = None,
-    config: Config = None,
-    precision: Annotated[Precision, typer.Option(help="Of convolutions and linear layers.")] = Precision.bf16,
-    size: Size = "800x1216",
-    images: Images = 1,
-    objects: Objects = 8,
-    positives: Positives = 128,
-    threads: Threads = 1,
-) -> None:
-    """Where the time of our training step or prediction goes, stage by stage."""
-    from jobs.benchmark_step import benchmark_profile as run
-    from jobs.benchmark_step import make_setting
-
-    setting = make_setting(
-        task.value,
-        config,
-        overrides or [],
-        size=size,
-        images=images,
-        objects=objects,
-        positives=positives,
-        threads=threads,
-    )
-    run(setting, precision.value)
