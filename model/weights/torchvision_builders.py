@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.models import resnet
 
 from model.build import build_model
 from model.config import (
@@ -137,7 +138,7 @@ def builder_of(config: ModelConfig) -> Recognised:
         ValueError: torchvision has no such network; the message says where it differs.
     """
     for key, value, there in (
-        ("trunk.body", config.trunk.body, config.trunk.body in SHAPES),
+        ("trunk.body", config.trunk.body, config.trunk.body in SHAPES and hasattr(resnet, config.trunk.body)),
         ("trunk.norm", config.trunk.norm, config.trunk.norm != "gn"),
         ("rpn", config.rpn, config.rpn is not None),
         ("box", config.box, config.box is not None),

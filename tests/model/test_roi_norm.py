@@ -126,8 +126,7 @@ def test_statistics_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(roi_norm, "dist", TwoRanks())
 
-    def one_rank(part: slice) -> tuple[Tensor, Tensor, RoIBatchNorm]:
-        own, _ = pair()
+    def one_rank(part: slice, own: RoIBatchNorm) -> tuple[Tensor, Tensor, RoIBatchNorm]:
         own.over_ranks = True
         mine = x[part].clone().requires_grad_()
         found = own(mine, real[part])
@@ -135,8 +134,9 @@ def test_statistics_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert mine.grad is not None
         return found, mine.grad, own
 
+    norms = [pair()[0] for _ in range(2)]  # here: both threads would share one random state
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(one_rank, [slice(0, 4), slice(4, 9)])
+        first, second = pool.map(one_rank, [slice(0, 4), slice(4, 9)], norms)
     torch.testing.assert_close(torch.cat([first[0], second[0]]), out, rtol=1e-5, atol=1e-5)
     assert whole.grad is not None
     torch.testing.assert_close(torch.cat([first[1], second[1]]), whole.grad, rtol=1e-4, atol=1e-4)
