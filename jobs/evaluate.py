@@ -12,6 +12,7 @@ from pipeline.data.shards import load_index
 from pipeline.data.storage import Storage
 from pipeline.evaluation.evaluate import Evaluation, check_classes, choose_protocol, evaluate
 from pipeline.evaluation.predict import choose_rows
+from pipeline.evaluation.tables import read_ap_json
 from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.training.checkpoint import read_meta
@@ -43,7 +44,7 @@ def evaluate_and_show(
     for sample_id, reason in evaluation.undecodable.items():
         err.print(f"sample {sample_id} could not be decoded: {reason}", highlight=False, soft_wrap=True)
     if tracker is not None:
-        tracker.log_ap(read_meta(checkpoint)[1].step, evaluation.aps)
+        tracker.log_ap(read_meta(checkpoint)[1].step, read_ap_json(directory / "ap.json"))
         tracker.log_artifact(directory, None)
     show_ap(evaluation.aps)
     if evaluation.pictures:

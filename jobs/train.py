@@ -9,10 +9,12 @@ from pipeline.configure import load_config, to_dict, to_yaml
 from pipeline.data.manifest import load_manifest
 from pipeline.data.mixture import locations
 from pipeline.evaluation.evaluate import choose_protocol
+from pipeline.evaluation.tables import percent
 from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.tracking.mlflow_store import default_uri
-from pipeline.training.cluster import Layout, plan_workers
+from pipeline.training.cluster import Layout, plan_evaluation, plan_workers
+from pipeline.training.evaluations import best_checkpoint
 from pipeline.training.optim import peak_lr
 from pipeline.training.run import Event, Run, fit, prepare, tags
 
@@ -27,14 +29,19 @@ def train(config_path: Path, overrides: Sequence[str]) -> None:
     try:
         with err.status("starting Ray"):
             start_ray(config.cluster)
-        layout = plan_workers(config.cluster, config.train.batch_images, config.data.decode)
-        _introduce(run, layout)
+        during = config.evaluate.during_training
+        evaluators = None if during is None else plan_evaluation(during)
+        layout = plan_workers(config.cluster, config.train.batch_images, config.data.decode, evaluators)
+        _introduce(run, layout, evaluators)
         changed = tracker.log_config(to_dict(config), to_yaml(config))
         for key, (before, now) in changed.items():
             out.print(f"  {key}: {before} before, {now} from here on", highlight=False)
         tracker.log_tags(tags(run, layout))
         with progress("training", config.train.steps, start=run.done) as meter:
-            checkpoint = fit(run, layout, tracker.run_id, _Watcher(meter, tracker))
+            last = fit(run, layout, tracker.run_id, _Watcher(meter, tracker), evaluators)
+        checkpoint = (None if during is None else best_checkpoint(run.directory, during)) or last
+        if checkpoint != last:
+            out.print(f"best        {checkpoint.name}; the last is {last.name}", highlight=False)
         evaluate_and_show(checkpoint, config.data.val or "", config, layout, run.directory / "evaluation", tracker)
         tracker.log_artifact(checkpoint, "checkpoint")
         status = "FINISHED"
@@ -50,9 +57,8 @@ def train(config_path: Path, overrides: Sequence[str]) -> None:
     )
 
 
-def _introduce(run: Run, layout: Layout) -> None:
-    config, counts = run.config, run.manifest.counts
-    where = f"{layout.gpus:g} GPU" if layout.gpus else f"{layout.cpus:g} CPU"
+def _introduce(run: Run, layout: Layout, evaluators: Layout | None) -> None:
+    config, counts, during = run.config, run.manifest.counts, run.config.evaluate.during_training
     resumed = f", continues at step {run.done}" if run.done else ""
     lines = (
         f"run         {run.name} in {run.directory}{resumed}",
@@ -61,9 +67,11 @@ def _introduce(run: Run, layout: Layout) -> None:
         f"{counts['crowd']} crowd regions, {counts['quarantined_images']} images and "
         f"{counts['quarantined_annotations']} annotations in quarantine)",
         f"model       Mask R-CNN, {config.model.trunk.body}-{config.model.trunk.neck.upper()}",
-        f"workers     {layout.workers} x {where}, {config.train.batch_images // layout.workers} images each, "
+        f"workers     {layout}, {config.train.batch_images // layout.workers} images each, "
         f"{config.train.precision}, peak lr {peak_lr(config.optim, config.train.batch_images):g}",
     )
+    if during is not None:
+        lines += (f"evaluation  every {during.every_steps} steps, beside training: {evaluators}",)
     for line in lines:
         out.print(line, soft_wrap=True, highlight=False)
     if config.model.mask is not None:
@@ -111,6 +119,35 @@ class _Watcher:
                     err.print(f"training goes on from step {event['step']} with {event['world']} workers")
                 self.started = True
                 self.meter.reach(event["step"])
+            case "evaluated":
+                step, aps = event["step"], event["aps"]
+                self.tracker.log_ap(step, aps)
+                self.tracker.try_to_flush()
+                self.tracker.try_to_log_artifact(event["directory"], "evaluations")
+                heads = ((task, *next(iter(numbers.stats.items()))) for task, numbers in aps.items())  # AP, or AR_100
+                shown = ", ".join(f"{task} {name} {percent(value)}" for task, name, value in heads)
+                out.print(f"step {step} evaluated: {shown}", highlight=False)
+            case "evaluation_failure":
+                err.print(
+                    f"evaluating {event['path']} failed, training goes on:\n{event['error']}",
+                    soft_wrap=True,
+                    highlight=False,
+                    markup=False,
+                )
+            case "not_evaluated":
+                err.print(
+                    f"step {event['step']} is not evaluated: that of step {event['evaluating']} is not done; raise "
+                    "evaluate.during_training.every_steps, or its workers",
+                    soft_wrap=True,
+                    highlight=False,
+                )
+            case "stopped_early":
+                out.print(
+                    f"stopped before step {event['step']}: the last {event['patience']} evaluations were no better "
+                    "than one before (evaluate.during_training.patience)",
+                    soft_wrap=True,
+                    highlight=False,
+                )
             case "failure":
                 err.print(
                     f"worker {event['rank']} failed:\n{event['error']}", soft_wrap=True, highlight=False, markup=False

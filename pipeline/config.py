@@ -205,8 +205,30 @@ class TTAConfig(Section):
 
 
 @dataclass(frozen=True)
+class DuringTrainingConfig(Section):
+    """Evaluation of checkpoints while training goes on, on workers of its own: training does not wait for it."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "every_steps": COUNT,
+        "max_images": COUNT,
+        "patience": COUNT,
+        "workers": COUNT,
+        "gpus_per_worker": NOT_NEGATIVE,
+        "cpus_per_worker": POSITIVE,
+    }
+
+    every_steps: int = 5000  # a multiple of train.checkpoint_every_steps
+    max_images: int | None = None  # the first so many of data.val, always the same; null: evaluate.max_images
+    metric: str | None = None  # that says which checkpoint is best, such as "mask/AP50"; null: AP of the finest task
+    patience: int | None = None  # evaluations without a better one after which training stops; null: never
+    workers: int = 1
+    gpus_per_worker: float | None = None  # null: 1 where the cluster has two or more, else 0
+    cpus_per_worker: float = 1.0
+
+
+@dataclass(frozen=True)
 class EvaluateConfig(Section):
-    """Evaluation on data.val after training."""
+    """Evaluation on data.val, after training and perhaps while it goes on."""
 
     LIMITS: ClassVar[dict[str, Limit]] = {"batch_images": COUNT, "max_images": COUNT, "pictures": NOT_NEGATIVE}
 
@@ -218,6 +240,7 @@ class EvaluateConfig(Section):
     pictures: int = 8  # prediction beside ground truth
     submission: bool = False  # also write the files that Cityscapes' server takes
     tta: TTAConfig | None = None  # null: one view of each picture
+    during_training: DuringTrainingConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -268,7 +291,7 @@ class RunConfig(Section):
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def conflicts(self) -> Iterator[str]:
-        """Every worker gets the same share of a batch; proposals have pictures as they are; a box head merges views."""
+        """Equal shares for workers; proposals of pictures as they are; views merged by boxes; checkpoints evaluated."""
         if self.model.rpn is None and self.data.augment.copy_paste_probability:
             yield (
                 f"data.augment.copy_paste_probability must be 0 with model.rpn: null, got "
@@ -281,4 +304,10 @@ class RunConfig(Section):
             yield (
                 f"train.batch_images must divide over cluster.workers: {images} images do not divide over {workers} "
                 f"workers; set train.batch_images to a multiple of {workers}"
+            )
+        during, every = self.evaluate.during_training, self.train.checkpoint_every_steps
+        if during is not None and during.every_steps % every:
+            yield (
+                f"evaluate.during_training.every_steps must be a multiple of train.checkpoint_every_steps ({every}), "
+                f"got {during.every_steps}; checkpoints are what is evaluated"
             )

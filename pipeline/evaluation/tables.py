@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -108,6 +109,24 @@ def write_ap_json(aps: Mapping[str, Ap], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
+class Numbers(NamedTuple):
+    """What ap.json says of a task, 0..1; NaN where there is no ground truth."""
+
+    stats: dict[str, float]  # official name -> value
+    per_class: dict[str, float]  # class name -> AP
+
+
+def read_ap_json(path: Path) -> dict[str, Numbers]:
+    """What `write_ap_json` wrote, a task; of Cityscapes' also "mask50", as `with_classes` has it."""
+    found = {}
+    for task, content in json.loads(path.read_bytes()).items():
+        stats = {name: value for name, value in content.items() if not isinstance(value, dict | list)}
+        found[task] = Numbers(_with_nan(stats), _with_nan(content["per_class"]))
+        if "per_class_50" in content:
+            found[f"{task}50"] = Numbers({}, _with_nan(content["per_class_50"]))
+    return found
+
+
 def write_per_class_csv(aps: Mapping[str, Ap], path: Path) -> None:
     """One row a class: class, objects, box_AP, mask_AP, ...; empty where there is no ground truth.
 
@@ -120,6 +139,10 @@ def write_per_class_csv(aps: Mapping[str, Ap], path: Path) -> None:
         for name, objects in any_ap.instances.items():
             values = [ap.per_class[name] for ap in aps.values()]
             writer.writerow([name, objects, *("" if math.isnan(v) else v for v in values)])
+
+
+def _with_nan(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _defined(values: Mapping[str, float]) -> dict[str, float | None]:

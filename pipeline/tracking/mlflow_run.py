@@ -3,7 +3,7 @@
     tracker = Tracker.start(default_uri(runs_dir), "maskrcnn", "shapes-r18")
     tracker.log_config(config, text)
     tracker.log_metrics(step, {"loss/total": 1.2, "images_per_second": 14.0})
-    tracker.log_ap(step, {"box": box_ap, "mask": mask_ap})
+    tracker.log_ap(step, read_ap_json(path))
     tracker.log_artifact(path, "pictures")
     tracker.finish()
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import UserError
-from pipeline.evaluation.tables import Ap, with_classes
+from pipeline.evaluation.tables import Numbers
 from pipeline.tracking.mlflow_store import connect, resolve_uri, ui_command
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -109,7 +109,7 @@ class Tracker:
         if time.monotonic() >= self._flush_at or (self._answers and len(self._buffer) >= _PLACES):
             self.try_to_flush()
 
-    def log_ap(self, step: int, aps: Mapping[str, Ap]) -> None:
+    def log_ap(self, step: int, aps: Mapping[str, Numbers]) -> None:
         """`mask/AP`, `mask/AP50`, ... and `mask/AP/person` for each of {"box": ..., "mask": ..., ...}, 0..1.
 
         Of Cityscapes' also `mask50/AP/person`, which is a class's AP50. Numbers that are undefined (no ground truth of
@@ -118,14 +118,12 @@ class Tracker:
         values: dict[str, float] = {}
         for task, ap in aps.items():
             values |= {f"{task}/{name}": value for name, value in ap.stats.items()}
-        for task, ap in with_classes(aps).items():
             for name, value in ap.per_class.items():
                 key = f"{task}/AP/{_part(name)}"
                 while key in values:  # two names may differ only in characters that MLflow does not take
                     key += "_"
                 values[key] = value
         self.log_metrics(step, {key: value for key, value in values.items() if not math.isnan(value)})
-        self.flush()
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Facts about the run, such as {"mlflow.source.git.commit": ..., "dataset": fingerprint, "ray": version}."""
@@ -140,6 +138,16 @@ class Tracker:
         if not path.exists():
             raise FileNotFoundError(f"an artifact to log must exist, got {path}; write it first")
         self._client.log_artifact(self.run_id, str(path), folder)
+
+    def try_to_log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """`log_artifact`, but a server that is away must not end a training: the files stay where they are."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.log_artifact(path, folder)
+        except (MlflowException, OSError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            _log.warning("MLflow at %s did not take %s (%s); it stays there", self.uri, path, reason)
 
     def log_text(self, text: str, name: str) -> None:
         """Store `text` as the artifact `name`, such as "config.yaml"."""

@@ -10,6 +10,7 @@ from ray.train.torch import TorchConfig
 from pipeline import config as ours
 from pipeline.ray_cluster import ClusterError
 
+SCORE = "score"  # of a checkpoint, in what workers and the evaluation report to Ray Train
 MOST_CPU_WORKERS = 8  # without GPUs; more than that is a cluster's choice
 
 
@@ -21,6 +22,9 @@ class Layout:
     gpus: float  # a worker
     cpus: float  # a worker
     decode_cpus: float = 0.0  # a worker, for the tasks that decode for it elsewhere in the cluster
+
+    def __str__(self) -> str:
+        return f"{self.workers} x {f'{self.gpus:g} GPU' if self.gpus else f'{self.cpus:g} CPU'}"
 
     @property
     def threads(self) -> int:
@@ -36,8 +40,20 @@ class Layout:
         return resources
 
 
-def plan_workers(config: ours.ClusterConfig, batch_images: int | None = None, decode: ours.Decode = "worker") -> Layout:
-    """The layout for the running cluster.
+def plan_evaluation(config: ours.DuringTrainingConfig) -> Layout:
+    """The workers that evaluate while others train, on the running cluster."""
+    several = ray.cluster_resources().get("GPU", 0.0) >= 2
+    gpus = config.gpus_per_worker if config.gpus_per_worker is not None else float(several)
+    return Layout(config.workers, gpus, config.cpus_per_worker)
+
+
+def plan_workers(
+    config: ours.ClusterConfig,
+    batch_images: int | None = None,
+    decode: ours.Decode = "worker",
+    beside: Layout | None = None,
+) -> Layout:
+    """The layout for the running cluster, of which `beside` is left to others.
 
     `batch_images` has to divide over the workers; None for prediction, where nothing has to.
 
@@ -52,6 +68,15 @@ def plan_workers(config: ours.ClusterConfig, batch_images: int | None = None, de
     """
     total = ray.cluster_resources()
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    if beside is not None:
+        taken_cpus, taken_gpus = beside.workers * beside.cpus, beside.workers * beside.gpus
+        if taken_cpus >= cpus or taken_gpus > gpus or (gpus and taken_gpus == gpus):
+            raise ClusterError(
+                f"evaluate.during_training takes {taken_cpus:g} CPUs and {taken_gpus:g} GPUs, which leaves nothing of "
+                f"the cluster's {cpus:g} CPUs and {gpus:g} GPUs to train on; lower its workers, cpus_per_worker "
+                "(such as 0.5) or gpus_per_worker (such as 0)"
+            )
+        cpus, gpus = cpus - taken_cpus, gpus - taken_gpus
     gpus_per_worker = config.gpus_per_worker if config.gpus_per_worker is not None else (1.0 if gpus else 0.0)
     if config.workers is not None:
         workers = config.workers
@@ -99,10 +124,13 @@ def torch_config(layout: Layout) -> TorchConfig:
 
 
 def run_config(config: ours.RunConfig, runs_dir: Path, name: str) -> RunConfig:
-    """Storage, failures and how many checkpoints stay."""
+    """Storage, failures and how many checkpoints stay: the newest ones, or the best ones and the newest."""
+    by_score = None if config.evaluate.during_training is None else SCORE
     return RunConfig(
         name=name,
         storage_path=str(runs_dir),
         failure_config=FailureConfig(max_failures=config.cluster.max_failures),
-        checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+        checkpoint_config=CheckpointConfig(
+            num_to_keep=config.train.keep_checkpoints, checkpoint_score_attribute=by_score
+        ),
     )

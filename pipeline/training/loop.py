@@ -42,6 +42,8 @@ from pipeline.training.checkpoint import (
     read_meta,
     save_checkpoint,
 )
+from pipeline.training.cluster import SCORE
+from pipeline.training.evaluations import NO_SCORE, evaluations, has_ended, is_due, out_of_patience
 from pipeline.training.optim import lr_at, make_sgd, set_lr
 
 
@@ -132,8 +134,19 @@ def _agree_on_start(job: Job, rank: int) -> tuple[Path | None, int]:
     if known is None or Path(path) != known:  # now Ray Train knows it, and deletes it when it is old
         checkpoint = Checkpoint.from_directory(path) if rank == 0 else None
         step = read_meta(Path(path))[1].step
-        ray.train.report({"step": step}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        due = is_due(from_yaml_text(job.config_yaml), step) and not has_ended(Path(job.run_dir), step)
+        _report(step, checkpoint, due)
     return Path(path), attempt
+
+
+def _report(step: int, checkpoint: Checkpoint | None, evaluate: bool) -> None:
+    """Tell Ray Train of a checkpoint that lies in the run's storage: nothing to upload, perhaps to be evaluated."""
+    ray.train.report(
+        {"step": step, SCORE: NO_SCORE},
+        checkpoint,
+        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        validation=evaluate,
+    )
 
 
 class _Loop:
@@ -164,6 +177,7 @@ class _Loop:
             buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()
         ]
         self.bad_steps = 0  # in a row
+        self.evaluating: int | None = None  # step of the checkpoint that Ray Train was last asked to evaluate
 
     def run(self, start: int, batches: Iterator[Batch]) -> None:
         """Steps start..train.steps - 1."""
@@ -171,6 +185,8 @@ class _Loop:
         window: list[dict[str, Tensor]] = []
         steps, waited, since = 0, 0.0, time.perf_counter()
         for step in range(start, train.steps):
+            if (step == start or step % train.checkpoint_every_steps == 0) and self._out_of_patience(step):
+                return
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
@@ -262,5 +278,26 @@ class _Loop:
             self.job.events.put({"kind": "checkpoint", "step": done, "path": str(directory)})
             save_checkpoint(directory, self.model, self.optimiser, self.config, replace(self.job.meta, step=done))
             checkpoint = Checkpoint.from_directory(str(directory))
-        # It lies in the run's storage already: nothing to upload.
-        ray.train.report({"step": done}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        _report(done, checkpoint, self._evaluates(done))
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether the checkpoint of this step is evaluated: not while an earlier one is, or they would pile up."""
+        if self.rank != 0 or not is_due(self.config, step):
+            return False
+        waits = self.evaluating is not None and not has_ended(Path(self.job.run_dir), self.evaluating)
+        if waits and step != self.config.train.steps:
+            self.job.events.put({"kind": "not_evaluated", "step": step, "evaluating": self.evaluating})
+            return False
+        self.evaluating = step
+        return True
+
+    def _out_of_patience(self, step: int) -> bool:
+        """Whether training is to stop before this step; all workers do as rank 0 sees the evaluations."""
+        during = self.config.evaluate.during_training
+        if during is None or during.patience is None:
+            return False
+        stop = out_of_patience(evaluations(Path(self.job.run_dir)), during) if self.rank == 0 else None
+        stop = bool(ray.train.collective.broadcast_from_rank_zero(stop))
+        if stop and self.rank == 0:
+            self.job.events.put({"kind": "stopped_early", "step": step, "patience": during.patience})
+        return stop

@@ -24,9 +24,13 @@ from pipeline.data.shards import Manifest, load_manifest
 from pipeline.data.source import Keypoints
 from pipeline.data.storage import Storage
 from pipeline.errors import UserError
+from pipeline.evaluation.evaluate import choose_protocol, tasks_of
+from pipeline.evaluation.protocols import CITYSCAPES, PROTOCOLS
 from pipeline.training.checkpoint import Meta, initialise, latest_checkpoint, read_meta, versions
 from pipeline.training.cluster import Layout, run_config, scaling_config, torch_config
+from pipeline.training.evaluations import mark_logged, not_logged
 from pipeline.training.loop import Job, train_worker
+from pipeline.training.validation import Validator, validation_config
 
 Event = dict[str, Any]  # {"kind": "metrics" | "checkpoint" | ..., ...}: see loop.py for what workers send
 
@@ -83,6 +87,7 @@ def prepare(config: RunConfig, default_name: str) -> Run:
         )
     if config.model.rpn is None:
         require_proposals([*places, val])
+    _check_metric(config, str(config.data.val))
     weights = None if config.init.weights is None else str(Path(config.init.weights).absolute())
     name = config.train.name or f"{default_name}-{datetime.now():%Y%m%d-%H%M%S}"
     if "/" in name or name.startswith("."):
@@ -109,6 +114,18 @@ def prepare(config: RunConfig, default_name: str) -> Run:
 
         initialise(build_model(config.model), Path(weights), classes)  # a wrong file fails here, not in the workers
     return Run(config, name, directory, manifest, resume, done)
+
+
+def _check_metric(config: RunConfig, val: str) -> None:
+    """What says which checkpoint is best must be among what is measured."""
+    during = config.evaluate.during_training
+    if during is None or during.metric is None:
+        return
+    style = choose_protocol(config, val)
+    protocols = [CITYSCAPES] if style == "cityscapes" else [PROTOCOLS[style][task] for task in tasks_of(config.model)]
+    known = [f"{protocol.task}/{stat.name}" for protocol in protocols for stat in protocol.stats]
+    if during.metric not in known:
+        raise ConfigError(f"evaluate.during_training.metric must be one of {', '.join(known)}; got {during.metric}")
 
 
 def _keypoint_count(wanted: int | None, keypoints: Keypoints | None, place: str) -> int:
@@ -171,14 +188,31 @@ def _git_commit() -> str | None:
     return shown.stdout.strip() if shown.returncode == 0 else None
 
 
-def fit(run: Run, layout: Layout, mlflow_run_id: str | None, on_event: Callable[[Event], None]) -> Path:
+def fit(
+    run: Run,
+    layout: Layout,
+    mlflow_run_id: str | None,
+    on_event: Callable[[Event], None],
+    evaluators: Layout | None = None,
+) -> Path:
     """Train to the end; returns the last checkpoint. Ray must run. Events of the workers come to `on_event`.
+
+    Args:
+        run: as prepared.
+        layout: of the workers that train.
+        mlflow_run_id: goes into the checkpoints.
+        on_event: told in another thread, one event after the other. Every finished evaluation comes at least once,
+            also when the driver that should have got it was killed.
+        evaluators: of those that evaluate while others train, for evaluate.during_training.
 
     Raises:
         NotTrainableError: the losses are not finite, step after step.
         ray.train.TrainingFailedError: the workers failed too often.
         Exception: what `on_event` raised; the workers are stopped.
     """
+    for event in not_logged(run.directory):
+        on_event(event)
+        mark_logged(event["directory"])
     if run.resume is not None and run.done >= run.config.train.steps:
         return run.resume
     manifest = run.manifest
@@ -195,20 +229,28 @@ def fit(run: Run, layout: Layout, mlflow_run_id: str | None, on_event: Callable[
     )
     events = Queue(actor_options={"num_cpus": 0})
     resume = None if run.resume is None else str(run.resume)
-    job = Job(to_yaml(run.config), str(run.directory), meta, layout.threads, layout.decode_cpus, events, resume)
+    text, directory = to_yaml(run.config), str(run.directory)
+    job = Job(text, directory, meta, layout.threads, layout.decode_cpus, events, resume)
+    hook = None if evaluators is None else validation_config(Validator(text, directory, evaluators, events))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=scaling_config(layout),
         torch_config=torch_config(layout),
         run_config=run_config(run.config, run.directory.parent, run.name),
+        validation_config=hook,
     )
     refusals: list[Event] = []
 
     def receive(event: Event) -> None:
         if event["kind"] == "not_finite":
             refusals.append(event)
-        on_event(event)
+        if event["kind"] != "evaluated":
+            on_event(event)
+            return
+        for one in not_logged(run.directory):
+            on_event(one)
+            mark_logged(one["directory"])
 
     main = threading.current_thread() is threading.main_thread()
     listener = _Listener(events, receive, interrupts=main)

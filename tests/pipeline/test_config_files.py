@@ -27,9 +27,8 @@ def with_absent_sections(text):
 
 
 def test_absent_sections_are_written_with_their_defaults():
-    config = load_config(
-        BASE, ["model.keypoint={}", "model.box.cascade={}", "model.box.class_agnostic=true", "evaluate.tta={}"]
-    )
+    sections = ("model.keypoint", "model.box.cascade", "evaluate.tta", "evaluate.during_training")
+    config = load_config(BASE, [*(f"{name}={{}}" for name in sections), "model.box.class_agnostic=true"])
     text = with_absent_sections(BASE.read_text(encoding="utf-8"))
     written = from_yaml_text(text.replace("class_agnostic: false", "class_agnostic: true"))
     assert written == config != RunConfig()

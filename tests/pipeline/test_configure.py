@@ -19,6 +19,7 @@ from model.config import (
 from pipeline.config import (
     ClusterConfig,
     DataConfig,
+    DuringTrainingConfig,
     EvaluateConfig,
     InitConfig,
     OptimConfig,
@@ -439,7 +440,8 @@ def test_order_of_keys_is_that_of_the_dataclasses():
         return keys
 
     cascade = BoxConfig(class_agnostic=True, cascade=CascadeConfig())
-    model, evaluate = ModelConfig(box=cascade, keypoint=KeypointConfig()), EvaluateConfig(tta=TTAConfig())
+    model = ModelConfig(box=cascade, keypoint=KeypointConfig())
+    evaluate = EvaluateConfig(tta=TTAConfig(), during_training=DuringTrainingConfig())
     whole = RunConfig(model=model, evaluate=evaluate)
     assert known_keys() == leaves(whole)
     assert list(to_dict(RunConfig())) == [field.name for field in fields(RunConfig)]

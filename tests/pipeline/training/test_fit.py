@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from tiny_training import tiny_config
 
-from pipeline.config import ClusterConfig, DataConfig, OptimConfig, RunConfig, TrainConfig
+from pipeline.config import ClusterConfig, DataConfig, DuringTrainingConfig, OptimConfig, RunConfig, TrainConfig
 from pipeline.data.ledger import read_ledger
 from pipeline.errors import UserError
 from pipeline.training.checkpoint import checkpoint_name
-from pipeline.training.cluster import Layout
+from pipeline.training.cluster import Layout, plan_evaluation
+from pipeline.training.evaluations import best_checkpoint
 from pipeline.training.run import Event, NotTrainableError, fit, prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -75,6 +76,35 @@ def test_steps_that_are_never_finite_end_the_run_at_once(config: RunConfig) -> N
     assert isinstance(caught.value, UserError)
     assert len(kinds(events, "start")) == 1 and not kinds(events, "failure")  # it was not tried again
     assert {event["rank"] for event in kinds(events, "not_finite")} == {0, 1}
+
+
+def test_checkpoints_are_evaluated_while_training_goes_on_and_it_stops_when_they_get_no_better(
+    config: RunConfig,
+) -> None:
+    events: list[Event] = []
+    during = DuringTrainingConfig(every_steps=2, max_images=4, patience=1, cpus_per_worker=0.5)
+    config = replace(
+        config,
+        optim=replace(config.optim, lr=0.0),  # nothing gets better
+        train=replace(config.train, steps=100_000, keep_checkpoints=1),
+        evaluate=replace(config.evaluate, pictures=1, during_training=during),
+    )
+    run = prepare(config, "x")
+    last = fit(run, Layout(1, 0.0, 0.5), None, events.append, plan_evaluation(during))
+    assert not kinds(events, "evaluation_failure")
+    evaluated = kinds(events, "evaluated")
+    steps = [event["step"] for event in evaluated]
+    assert steps == sorted(set(steps)) and len(steps) >= 2
+    assert kinds(events, "not_evaluated")  # steps are faster than evaluations, and those do not pile up
+    (stopped,) = kinds(events, "stopped_early")
+    assert last == run.directory / checkpoint_name(stopped["step"]) and stopped["step"] < 100_000
+    assert all(set(event["aps"]) == {"box", "mask"} for event in evaluated)
+    assert all((event["directory"] / "pictures/overview.png").is_file() for event in evaluated)
+    # Weights that do not move score the same; one that was evaluated is kept beside the newest.
+    assert len({event["aps"]["box"].stats["AR_100"] for event in evaluated}) == 1
+    best = best_checkpoint(run.directory, during)
+    assert best in [run.directory / checkpoint_name(step) for step in steps]
+    assert {path for path in run.directory.glob("step_*")} <= {best, last}  # the one in between was deleted
 
 
 class TrackingIsDownError(Exception):
