@@ -12,6 +12,8 @@ from pipeline.data.quarantine import Quarantine
 from pipeline.data.shapes import generate_shapes
 from pipeline.data.sharding import shard_dataset
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and a console that is made then takes no other width
+
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:

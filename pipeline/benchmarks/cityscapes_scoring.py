@@ -25,7 +25,7 @@ from pipeline.data.quarantine import Quarantine
 from pipeline.data.records import Record
 from pipeline.data.sharding import shard_dataset
 from pipeline.data.streets import generate_streets
-from pipeline.evaluation.cityscapes_ap import score_shards
+from pipeline.evaluation.cityscapes_shards import score_shards
 from pipeline.evaluation.cityscapes_submission import write_picture
 from pipeline.evaluation.cityscapes_truth import label_map, read_ground_truth
 from pipeline.evaluation.semantic import score_label_maps

@@ -1,11 +1,9 @@
 """Cityscapes' instance-level AP, in memory; equal to cityscapesscripts' evalInstanceLevelSemanticLabeling.
 
-    ap = score_shards(shards, {sample_id: results, ...})
-
-or, a picture at a time on any worker,
-
     tables = [match(from_record(record), results) for ...]
     ap = evaluate_cityscapes(join(tables))
+
+(cityscapes_shards.py does that for shards.) A picture's table can be made on any worker.
 
 What differs from COCO's AP: a match needs more than the overlap (COCO: at least); of the detections of an object the
 best scored one counts, however the others overlap; a detection without a match is left out where more of it than the
@@ -22,18 +20,19 @@ Legend: P detections, G regions of the ground truth, K 8 classes, T 10 overlaps.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.cityscapes_labels import CATEGORY_IDS, CLASS_NAMES, LABEL_IDS
-from pipeline.data.storage import Location
 from pipeline.errors import UserError
 from pipeline.evaluation import spans
-from pipeline.evaluation.cityscapes_truth import Truth, from_record, read_ground_truth
 from pipeline.evaluation.coco_results import Warned
 from pipeline.evaluation.protocols import CITYSCAPES, Protocol
+
+if TYPE_CHECKING:  # it reads shards, and whoever writes tables does not
+    from pipeline.evaluation.cityscapes_truth import Truth
 
 Floats = NDArray[np.float64]
 
@@ -71,16 +70,7 @@ class CityscapesAp:
         return replace(self, per_class=self.per_class_50)
 
 
-def score_shards(shards: Location, found: Mapping[int, Sequence[Mapping[str, Any]]]) -> CityscapesAp:
-    """AP of the results (see `match`) of some pictures of Cityscapes' shards: sample id -> results. Raises DataError.
-
-    A row group is in memory at a time, and of each picture that was read a row a detection.
-    """
-    records = read_ground_truth(shards, found.keys())
-    return evaluate_cityscapes(join([match(from_record(record), found[record["sample_id"]]) for record in records]))
-
-
-def match(truth: Truth, results: Sequence[Mapping[str, Any]]) -> Matches:
+def match(truth: "Truth", results: Sequence[Mapping[str, Any]]) -> Matches:
     """Hold the detections of one picture against its ground truth.
 
     Args:
@@ -187,7 +177,7 @@ def _area(true: Floats, false: Floats, objects: int) -> float:
     return float(precision @ (0.5 * padded[:-2] - 0.5 * padded[2:]))
 
 
-def _checked(result: Mapping[str, Any], truth: Truth) -> tuple[int, float, bytes]:
+def _checked(result: Mapping[str, Any], truth: "Truth") -> tuple[int, float, bytes]:
     """Class (0: not scored), score and counts of a result."""
     label, score, shape = result["category_id"], float(result["score"]), result.get("segmentation")
     if label not in LABEL_IDS:

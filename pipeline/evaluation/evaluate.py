@@ -24,7 +24,7 @@ from pipeline.data.shard_rows import read_rows
 from pipeline.data.shards import Manifest, annotations, load_index, load_manifest, to_records
 from pipeline.data.storage import Location
 from pipeline.errors import UserError
-from pipeline.evaluation.cityscapes_ap import score_shards
+from pipeline.evaluation.cityscapes_shards import score_shards
 from pipeline.evaluation.cityscapes_submission import check_submission, write_submission
 from pipeline.evaluation.cityscapes_truth import check_cityscapes
 from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco

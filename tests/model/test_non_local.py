@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.config import BodyName, TrunkConfig
 from model.trunks.non_local import NonLocal
 from model.trunks.resnet import SHAPES, ResNet
-from model.weights.torchvision import load_matching
+from model.weights.loading import load_matching
 
 
 def awake(channels: int, seed: int = 0) -> NonLocal:

@@ -13,7 +13,7 @@ from model.ops.boxes import box_iou
 from model.ops.masks import paste_full
 from model.types import Batch, Detections
 
-STEPS = 80
+STEPS = 120
 CONFIG = dataclasses.replace(
     TINY,
     trunk=dataclasses.replace(TINY.trunk, norm="bn", freeze_stages=5, fpn_channels=32),  # random features are enough
