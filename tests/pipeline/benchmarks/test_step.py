@@ -8,7 +8,7 @@ import model.mask_rcnn
 from model.ops.boxes import box_iou
 from model.roi_targets import SampledRoIs
 from pipeline.benchmarks.stages import profile_stages, ranges
-from pipeline.benchmarks.step import Setting, build_entrants, measure, ratio
+from pipeline.benchmarks.step import Setting, build_entrants, measure, peak_memory, ratio
 from pipeline.benchmarks.step_scene import make_scene
 from pipeline.config import RunConfig
 from pipeline.configure import load_config
@@ -101,3 +101,9 @@ def test_a_model_that_torchvision_lacks_is_refused() -> None:
         build_entrants(
             setting("train", dataclasses.replace(config, model=dataclasses.replace(config.model, trunk=trunk)))
         )
+
+
+def test_peak_memory_is_of_the_child_alone() -> None:
+    ballast = torch.ones(1 << 28)  # 1 GiB here, which a child must not be charged with
+    peak = peak_memory(setting("infer"), "ours", "float32")
+    assert 100 < peak < ballast.nbytes / 2**20
