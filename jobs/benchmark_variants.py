@@ -32,7 +32,7 @@ def benchmark_variants(tables: Sequence[Path], rounds: int, threads: int) -> Non
     out.print("multiply-adds: of predicting one image of 800 x 1333 pixels", highlight=False)
     if rounds:
         out.print(
-            f"step, beside torchvision's R50-FPN: CPU time of a loss and its gradients, one image of {HEIGHT} x {WIDTH}, {ROIS} RoIs, "
-            f"{threads} threads, {rounds} turns each",
+            "step, beside torchvision's R50-FPN: CPU time of a loss and its gradients, one image of "
+            f"{HEIGHT} x {WIDTH}, {ROIS} RoIs, {threads} threads, {rounds} turns each",
             highlight=False,
         )
