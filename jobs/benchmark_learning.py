@@ -19,13 +19,14 @@ def benchmark_learning(path: Path, overrides: Sequence[str], threads: int) -> No
     torch.set_num_threads(threads)
     table = load_table(path)
     variants = {row.name: row_config(table, row, overrides) for row in table.variants}
-    shown = Table("variant", *HEADS, "AP\nbox", "AP\nmask", "CPU s\na step", title=table.title, box=None)
+    heads = ("variant", *HEADS, "AP\nbox", "AP\nmask", "AP\npoint", "CPU s\na step")
+    shown = Table(*heads, title=table.title, box=None, padding=(0, 1, 0, 0))
     for name, config in variants.items():
         with progress(name, config.train.steps) as meter:
             found = learn(config, meter.reach)
         losses = [_two(sum(found.first.values()), sum(found.last.values()))]
         losses += [_two(found.first[loss], found.last[loss]) if loss in found.first else "" for loss in LOSSES]
-        aps = [f"{100 * found.aps[task]:.1f}" if task in found.aps else "" for task in ("box", "mask")]
+        aps = [f"{100 * found.aps[task]:.1f}" if task in found.aps else "" for task in ("box", "mask", "keypoint")]
         shown.add_row(name, *losses, *aps, f"{found.cpu_seconds_a_step:.2f}")
     out.print(shown)
     out.print("losses: mean over the first tenth of the steps, and below it over the last", highlight=False)

@@ -17,9 +17,9 @@ def benchmark_variants(tables: Sequence[Path], rounds: int, threads: int) -> Non
     """Print parameters, multiply-adds and (with rounds) times of each model that the tables have."""
     torch.set_num_threads(threads)
     models = distinct_models([load_table(path) for path in tables])
-    shown = Table("model", "parameters, 10⁶", "multiply-adds, 10⁹", title="one image of 800 x 1333 pixels, predicted")
+    shown = Table("model", "10⁶ par-\nameters", "10⁹ multi-\nply-adds", box=None)
     if rounds:
-        shown.add_column("step, x torchvision R50-FPN")
+        shown.add_column("step, x\ntorchvision")
     with progress("models", len(models)) as meter:
         for done, (name, config) in enumerate(models.items(), start=1):
             size = measure_size(config)
@@ -29,9 +29,10 @@ def benchmark_variants(tables: Sequence[Path], rounds: int, threads: int) -> Non
             shown.add_row(*cells)
             meter.reach(done)
     out.print(shown)
+    out.print("multiply-adds: of predicting one image of 800 x 1333 pixels", highlight=False)
     if rounds:
         out.print(
-            f"step: CPU time of a loss and its gradients, one image of {HEIGHT} x {WIDTH} pixels, {ROIS} RoIs, "
-            f"{threads} threads, {rounds} turns each",
+            "step, beside torchvision's R50-FPN: CPU time of a loss and its gradients, one image of "
+            f"{HEIGHT} x {WIDTH}, {ROIS} RoIs, {threads} threads, {rounds} turns each",
             highlight=False,
         )

@@ -22,12 +22,17 @@ from pipeline.data.read_task import read_keys
 from pipeline.data.records import Record
 from pipeline.data.shard_rows import read_rows
 from pipeline.data.shards import annotations, load_index, to_records
+from pipeline.errors import UserError
 from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.evaluation.evaluate import tasks_of
 from pipeline.training.optim import lr_at, make_sgd, set_lr
 
 Predict = Callable[[list[Record]], list[dict[str, Any]]]  # COCO results of some images
+
+
+class NotFiniteError(UserError):
+    """The training diverged."""
 
 
 def with_data(config: RunConfig) -> RunConfig:
@@ -70,8 +75,13 @@ def train(
     """Train on all batches on this process's threads; returns its CPU seconds a step, decoding included.
 
     `on_step` is told how many steps are done and the losses of the last one.
+
+    Raises:
+        NotFiniteError: a gradient was not finite. A run would skip the step; here it says that nothing was measured.
     """
     optimiser = make_sgd(model, config.optim)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    most = config.optim.clip_norm or float("inf")
     started, steps = time.process_time(), 0
     for step, batch in enumerate(batches):
         set_lr(optimiser, lr_at(config.optim, config.train.batch_images, step))
@@ -79,6 +89,10 @@ def train(
             losses = losses_of(batch)
         optimiser.zero_grad()
         torch.stack([loss.float() for loss in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, most)
+        if not norm.isfinite():
+            values = ", ".join(f"{name} {loss.item():.3g}" for name, loss in losses.items())
+            raise NotFiniteError(f"step {step + 1}: the gradient is not finite ({values}); lower optim.lr")
         optimiser.step()
         steps = step + 1
         on_step(steps, losses)

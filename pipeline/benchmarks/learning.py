@@ -19,7 +19,7 @@ class Learning:
 
     first: dict[str, float]  # each loss, mean over the first tenth of the steps
     last: dict[str, float]  # and over the last
-    aps: dict[str, float]  # "box" and perhaps "mask": AP, 0..1
+    aps: dict[str, float]  # "box" and perhaps "mask", "keypoint": AP, 0..1
     cpu_seconds_a_step: float
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.benchmarks.accuracy import train_and_score
-from pipeline.benchmarks.in_process import planned_batches, with_data
+from pipeline.benchmarks.in_process import NotFiniteError, planned_batches, with_data
 from pipeline.benchmarks.learning import learn
 from pipeline.config import RunConfig
 from pipeline.data.coco import read_coco
@@ -52,11 +52,12 @@ def test_every_kind_trains_and_is_scored(name: str, shards: dict[str, Path]) -> 
     found = learn(config(name, shards), done.append)
     assert done == [1, 2]
     expected = {"rpn/objectness", "rpn/box", "box/class", "box/box", "mask/mask"}
-    expected |= {"keypoint/keypoint"} if name == "keypoints" else set()
+    tasks = {"box", "mask"}
+    if name == "keypoints":
+        expected, tasks = expected | {"keypoint/keypoint"}, tasks | {"keypoint"}
     assert found.first.keys() == found.last.keys() == expected
     assert all(math.isfinite(loss) and loss > 0 for loss in found.first.values())
     assert found.first != found.last
-    tasks = {"box", "mask", "keypoint"} if name == "keypoints" else {"box", "mask"}
     assert found.aps.keys() == tasks and all(0 <= ap <= 1 for ap in found.aps.values())
     assert found.cpu_seconds_a_step > 0
 
@@ -65,6 +66,11 @@ def test_the_same_seed_learns_the_same(shards: dict[str, Path]) -> None:
     boxes = config("FPN", shards, "model.mask=null")
     one, other = (learn(boxes, lambda step: None) for _ in range(2))
     assert one.last == other.last and one.aps == other.aps and set(one.aps) == {"box"}
+
+
+def test_divergence_is_an_error(shards: dict[str, Path]) -> None:
+    with pytest.raises(NotFiniteError, match=r"step 2: the gradient is not finite \(rpn/objectness .*lower optim\.lr"):
+        learn(config("FPN", shards, "optim.lr=1e30", "optim.warmup_steps=0", "optim.clip_norm=null"), lambda step: None)
 
 
 def test_keypoints_come_with_the_batches(shards: dict[str, Path], shapes: Path) -> None:
