@@ -57,7 +57,7 @@ def train(config_path: Path, overrides: Sequence[str]) -> None:
     )
 
 
-def _introduce(run: Run, layout: Layout, evaluators: Layout | None) -> None:
+def _introduce(run: Run, layout: Layout, evaluators: Layout | None = None) -> None:
     config, counts, during = run.config, run.manifest.counts, run.config.evaluate.during_training
     resumed = f", continues at step {run.done}" if run.done else ""
     lines = (
