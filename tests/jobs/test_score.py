@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from jobs.main import app
 
 ROOT = Path(__file__).parents[2]
-SMALL = Path("/work/shared/data/coco-small/annotations")
+SMALL = Path(__file__).parents[2].parent / "shared/data/coco-small/annotations"
 
 
 def run(*words: object) -> Any:

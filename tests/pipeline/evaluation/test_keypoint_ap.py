@@ -16,7 +16,7 @@ from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
 from pipeline.evaluation.protocols import default_sigmas
 
 ENGINES = get_args(Engine)
-SMALL = Path("/work/shared/data/coco-small/annotations/person_keypoints_val2017.json")
+SMALL = Path(__file__).parents[3].parent / "shared/data/coco-small/annotations/person_keypoints_val2017.json"
 
 
 def posed(seed: int, count: int = 17, images: int = 10) -> tuple[dict[str, Any], list[dict[str, Any]]]:
