@@ -46,7 +46,7 @@ def evaluate_and_show(
     if tracker is not None:
         tracker.log_ap(read_meta(checkpoint)[1].step, read_ap_json(directory / "ap.json"))
         tracker.log_artifact(directory, None)
-    show_ap(evaluation.aps)
+    show_ap(evaluation.aps, all_predicted=True)
     if evaluation.pictures:
         out.print(f"pictures    {evaluation.pictures[0]}", soft_wrap=True, highlight=False)
     out.print(f"results     {directory}", soft_wrap=True, highlight=False)

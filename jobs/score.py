@@ -16,9 +16,10 @@ from pipeline.data import coco_json
 from pipeline.data.results_json import load_results
 from pipeline.errors import UserError
 from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
+from pipeline.evaluation.coco_results import NO_RESULT
 from pipeline.evaluation.coco_truth import style_of
 from pipeline.evaluation.protocols import Style, Task
-from pipeline.evaluation.tables import ap_tables, per_class_table, with_classes
+from pipeline.evaluation.tables import Ap, ap_tables, per_class_table, with_classes
 
 
 def score(
@@ -45,10 +46,14 @@ def score(
     show_ap({checked_task: ap})
 
 
-def show_ap(aps: Mapping[str, CocoAp]) -> None:
-    """Tables of AP a class and of the official numbers; warnings once, for they are of the same results."""
-    for text in dict.fromkeys(str(warned) for ap in aps.values() for warned in ap.warnings):
-        err.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+def show_ap(aps: Mapping[str, Ap], all_predicted: bool = False) -> None:
+    """Tables of AP a class and of the official numbers; warnings once, for they are of the same results.
+
+    Where all images are known to be predicted (`all_predicted`), one without a result is nothing odd.
+    """
+    for warned in dict.fromkeys(warned for ap in aps.values() for warned in ap.warnings):
+        if not (all_predicted and warned.what == NO_RESULT):
+            err.print(f"warning: {warned}", highlight=False, markup=False, soft_wrap=True)
     if by_class := with_classes(aps):
         out.print(per_class_table(by_class, out.width))
     for table in ap_tables(aps):

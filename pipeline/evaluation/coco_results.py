@@ -16,6 +16,7 @@ from pipeline.evaluation.coco_truth import Json, Truth, checked_box
 _SHOWN = 3  # examples of each kind
 _OUTSIDE_PX = 1.0  # a box may leave its image by this
 _MASKS = 4096  # that are checked at once
+NO_RESULT = "images have no result"
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _look_at_counts(copies: Sequence[Json], truth: Truth, odd: _Found) -> None:
     found = Counter(r["image_id"] for r in copies)
     empty = [image for image in truth.sizes if image not in found]
     for image in empty:
-        odd.add("images have no result", f"image {image}")
+        odd.add(NO_RESULT, f"image {image}")
     if not truth.protocol.federated:
         for (image, _), count in Counter((r["image_id"], r["category_id"]) for r in copies).items():
             if count > limit:

@@ -14,6 +14,9 @@ from pycocotools.cocoeval import COCOeval
 from typer.testing import CliRunner
 
 from jobs.main import app
+from jobs.score import show_ap
+from pipeline.evaluation.coco_ap import evaluate_coco
+from pipeline.evaluation.coco_results import NO_RESULT
 
 ROOT = Path(__file__).parents[2]
 SMALL = Path(__file__).parents[2].parent / "shared/data/coco-small/annotations"
@@ -137,6 +140,18 @@ def test_cut_off_files_and_results_of_other_data(files: tuple[Path, Path]) -> No
     done = run("--predictions", predictions, "--annotations", annotations)
     assert done.exit_code == 2 and "results on another data set" in " ".join(done.stderr.split())
     assert done.stdout == ""
+
+
+def test_an_image_without_a_detection_is_odd_only_where_it_may_not_have_been_predicted(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = json.loads(files[1].read_text())
+    ap = evaluate_coco(truth, json.loads(files[0].read_text())[:1], "box")
+    assert NO_RESULT in {warned.what for warned in ap.warnings}
+    show_ap({"box": ap})
+    assert NO_RESULT in capsys.readouterr().err
+    show_ap({"box": ap}, all_predicted=True)
+    assert NO_RESULT not in capsys.readouterr().err
 
 
 def test_no_torch_and_no_ray(files: tuple[Path, Path]) -> None:
