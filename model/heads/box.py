@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.config import BoxConfig
 from model.heads.conv_stack import ConvStack
 from model.ops.boxes import clip_boxes, decode_boxes, encode_boxes, giou_loss, smooth_l1
+from model.ops.masked_mean import masked_mean
 from model.ops.soft_nms import soft_nms
 from model.types import Losses
 
@@ -86,10 +87,10 @@ class BoxHead(nn.Module):
             distance = giou_loss(decode_boxes(own, safe, self.weights), wanted)
         else:
             distance = smooth_l1(own, encode_boxes(wanted, safe, self.weights), self.config.box_beta).sum(1)
-        count = valid.sum().clamp(min=1)
+        number = valid.sum()
         return {
-            "box/class": (self._class_loss(logits, classes) * valid).sum() / count,
-            "box/box": (distance * positive).sum() / count,
+            "box/class": masked_mean(self._class_loss(logits, classes), valid, number),
+            "box/box": masked_mean(distance, positive, number),
         }
 
     def _class_loss(self, logits: Tensor, classes: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.config import KeypointConfig
 from model.heads.conv_stack import ConvStack
+from model.ops.masked_mean import masked_mean
 from model.types import Losses
 
 
@@ -46,7 +47,7 @@ class KeypointHead(nn.Module):
         entropy = F.cross_entropy(
             logits.flatten(0, 1).flatten(1), torch.where(inside, cell, 0).flatten(), reduction="none"
         )
-        return {"keypoint/keypoint": (entropy * inside.flatten()).sum() / inside.sum().clamp(min=1)}
+        return {"keypoint/keypoint": masked_mean(entropy, inside.flatten(), inside.sum())}
 
 
 def cells_of_keypoints(keypoints: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:

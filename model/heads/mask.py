@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from model.config import MaskConfig
 from model.heads.conv_stack import ConvStack
 from model.heads.mask_scheme import MaskScheme
+from model.ops.masked_mean import masked_mean
 from model.types import Losses
 
 
@@ -111,7 +112,7 @@ class MaskHead(nn.Module):
     def losses(self, logits: Tensor, classes: Tensor, target: Tensor, positive: Tensor) -> Losses:
         """Mean over the pixels of positive RoIs. classes int64 [R], target [R, m, m], positive bool [R]."""
         loss = self.scheme.loss(logits, classes, target).mean((1, 2))
-        return {"mask/mask": (loss * positive).sum() / positive.sum().clamp(min=1)}
+        return {"mask/mask": masked_mean(loss, positive, positive.sum())}
 
     def probabilities(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Foreground probability [R, m, m] for the detected classes int64 [R]."""

@@ -13,6 +13,7 @@ from model.config import RPNConfig
 from model.heads.proposer import Proposed
 from model.ops.anchors import cell_anchors, pyramid_anchors
 from model.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes, smooth_l1
+from model.ops.masked_mean import masked_mean
 from model.ops.matching import match
 from model.ops.nms import nms_keep
 from model.ops.sampling import gather_slots, sample_slots
@@ -156,13 +157,13 @@ class RPN(nn.Module):
             truth = torch.where(positive[..., None], truth, reference)
             target = encode_boxes(truth, reference, self.weights)
             if config.normaliser == "budget":
-                count = torch.full((), float(config.batch_per_image * len(index)), device=index.device)
+                number = torch.full((), config.batch_per_image * len(index), device=index.device)
             else:
-                count = valid.sum().clamp(min=1).float()
+                number = valid.sum()
         logits, moves = self.at(pyramid, index)
         entropy = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
         distance = smooth_l1(moves, target, config.box_beta)
         return {
-            "rpn/objectness": (entropy * valid).sum() / count,
-            "rpn/box": (distance * positive[..., None]).sum() / count,
+            "rpn/objectness": masked_mean(entropy, valid, number),
+            "rpn/box": masked_mean(distance, positive[..., None], number),
         }

@@ -157,3 +157,42 @@ def test_losses_do_not_see_padded_rois(monkeypatch: pytest.MonkeyPatch, tiny: Ma
     monkeypatch.setattr(module, "sample_rois", filled)
     assert same(all_losses(tiny, batch, noise), expected)
     assert empty > 10
+
+
+@pytest.mark.parametrize("counts", [[3, 1], [0, 2], [0, 0]])
+@pytest.mark.parametrize("more", [1, 40])
+def test_losses_do_not_see_more_slots_of_rois(
+    monkeypatch: pytest.MonkeyPatch, tiny: MaskRCNN, counts: list[int], more: int
+) -> None:
+    """Slots added behind the positives and at the end, full of ground truth."""
+    batch = scene(counts)
+    noise = noise_for(batch)
+    expected = all_losses(tiny, batch, noise)
+    sample = module.sample_rois
+
+    def padded(*arguments: Any) -> SampledRoIs:
+        rois = sample(*arguments)
+        targets = batch.targets
+        assert targets is not None
+        junk = SampledRoIs(
+            targets.boxes[:, :1].expand(-1, more, 4) + 3,
+            torch.zeros(2, more, dtype=torch.int64),
+            torch.ones(2, more, dtype=torch.int64),
+            torch.zeros(2, more, dtype=torch.bool),
+            0,
+        )
+        cut = rois.positives
+        fields = ("boxes", "classes", "truth_index", "valid")
+        return SampledRoIs(
+            *(
+                torch.cat([getattr(rois, f)[:, :cut], getattr(junk, f), getattr(rois, f)[:, cut:], getattr(junk, f)], 1)
+                for f in fields
+            ),
+            positives=cut + more,
+        )
+
+    monkeypatch.setattr(module, "sample_rois", padded)
+    losses, gradient = all_losses(tiny, batch, noise)
+    assert losses == expected[0]
+    for name, wanted in expected[1].items():  # a weight's gradient is a float32 sum over RoIs in the order of the slots
+        assert (gradient[name] - wanted).abs().max() <= 1e-6 * wanted.abs().max(), name
