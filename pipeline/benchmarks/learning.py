@@ -19,7 +19,7 @@ class Learning:
 
     first: dict[str, float]  # each loss, mean over the first tenth of the steps
     last: dict[str, float]  # and over the last
-    aps: dict[str, float]  # "box" and perhaps "mask", "keypoint": AP, 0..1
+    aps: dict[str, float]  # "box" and perhaps "mask", "mask_small" (objects under 32 x 32 px), "keypoint": AP, 0..1
     cpu_seconds_a_step: float
 
 
@@ -40,7 +40,8 @@ def learn(config: RunConfig, on_step: Callable[[int], None]) -> Learning:
     return Learning(
         first=_means(history[:some]),
         last=_means(history[-some:]),
-        aps={task: ap.stats["AP"] for task, ap in aps.items()},
+        aps={task: ap.stats["AP"] for task, ap in aps.items()}
+        | ({"mask_small": aps["mask"].stats["AP_small"]} if "mask" in aps else {}),
         cpu_seconds_a_step=seconds,
     )
 

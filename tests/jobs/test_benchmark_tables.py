@@ -35,7 +35,7 @@ def test_learning_prints_losses_and_ap(monkeypatch: pytest.MonkeyPatch) -> None:
         keypoints = {} if config.model.keypoint is None else {"keypoint/keypoint": 8.25}
         first = {"rpn/objectness": 0.5, "rpn/box": 0.25, "box/class": 2.0, "box/box": 0.125, "mask/mask": 0.75}
         first |= keypoints
-        aps = {"box": 0.123, "mask": 0.045} | ({"keypoint": 0.67} if keypoints else {})
+        aps = {"box": 0.123, "mask": 0.045, "mask_small": 0.031} | ({"keypoint": 0.67} if keypoints else {})
         return Learning(first, {name: loss / 4 for name, loss in first.items()}, aps, 1.5)
 
     monkeypatch.setattr(benchmark_learning, "learn", learn)
@@ -44,10 +44,10 @@ def test_learning_prints_losses_and_ap(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [config.train.steps for config in seen] == [7] * 6 and {config.data.train for config in seen} == {"x"}
     lines = done.stdout.splitlines()
     (fpn,) = (i for i, line in enumerate(lines) if line.split()[:1] == ["FPN"])
-    assert lines[fpn].split() == ["FPN", "3.62", "0.50", "0.25", "2.00", "0.12", "0.75", "12.3", "4.5", "1.50"]
+    assert lines[fpn].split() == ["FPN", "3.62", "0.50", "0.25", "2.00", "0.12", "0.75", "12.3", "4.5", "3.1", "1.50"]
     assert lines[fpn + 1].split() == ["0.91", "0.12", "0.06", "0.50", "0.03", "0.19"]
     (points,) = (line.split() for line in lines if line.split()[:1] == ["keypoints"])
-    assert points[-5:] == ["8.25", "12.3", "4.5", "67.0", "1.50"]
+    assert points[-6:] == ["8.25", "12.3", "4.5", "3.1", "67.0", "1.50"]
     assert max(len(line.rstrip()) for line in lines) <= 80
 
 

@@ -52,7 +52,7 @@ def test_every_kind_trains_and_is_scored(name: str, shards: dict[str, Path]) -> 
     found = learn(config(name, shards), done.append)
     assert done == [1, 2]
     expected = {"rpn/objectness", "rpn/box", "box/class", "box/box", "mask/mask"}
-    tasks = {"box", "mask"}
+    tasks = {"box", "mask", "mask_small"}
     if name == "keypoints":
         expected, tasks = expected | {"keypoint/keypoint"}, tasks | {"keypoint"}
     assert found.first.keys() == found.last.keys() == expected
