@@ -151,7 +151,8 @@ class MaskRCNN(nn.Module):
             if isinstance(head, MaskHead):
                 pixels = self._pixels(head, seen.images, boxes.flatten(0, 1), image_index_of(boxes))
                 target = mask_targets(targets, index, boxes, head.size, head.config.target)
-                losses |= head.losses(head(shared[size], pixels, classes > 0), classes, target, classes > 0)
+                logits = head(shared[size], classes, pixels, classes > 0)
+                losses |= head.losses(logits, classes, target, classes > 0)
             else:
                 points = keypoint_targets(targets, index, head.count)
                 losses |= head.losses(head(shared[size]), boxes.flatten(0, 1), points, classes > 0)
@@ -238,7 +239,8 @@ class MaskRCNN(nn.Module):
         masks = heatmaps = None
         if self.mask is not None:
             pixels = self._pixels(self.mask, seen.images, boxes, image_index)
-            masks = self.mask.probabilities(self.mask(crops[self.mask.config.roi_size], pixels), classes)
+            logits = self.mask(crops[self.mask.config.roi_size], classes, pixels)
+            masks = self.mask.probabilities(logits, classes)
         if self.keypoint is not None:
             heatmaps = self.keypoint(crops[self.keypoint.config.roi_size])
         return masks, heatmaps

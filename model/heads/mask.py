@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,9 +30,10 @@ class FCN(nn.Module):
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
 
-    def forward(self, crops: Tensor, pixels: Tensor | None, real: Tensor | None) -> Tensor:
+    def forward(self, crops: Tensor, wanted: Tensor | None, pixels: Tensor | None, real: Tensor | None) -> Tensor:
         """crops [R, C, P, P] and perhaps pixels [R, 3, m, m] -> logits [R, masks, m, m].
 
+        wanted: int64 [R], the one mask to make of each RoI: logits are [R, 1, m, m] then.
         real: bool [R], which RoIs count in a batch norm; None: all.
         """
         x = self.convs(crops, real)
@@ -39,7 +41,14 @@ class FCN(nn.Module):
             x = F.relu(deconv(x), inplace=True)
         if self.pixels is not None:
             x = self.pixels(x, pixels)
-        return self.predictor(x)  # type: ignore[no-any-return]
+        if wanted is None:
+            return self.predictor(x)  # type: ignore[no-any-return]
+        # 79 of COCO's 80 masks would be thrown away: at 28 x 28 they are the largest tensor of the head but one.
+        assert self.predictor.bias is not None
+        weight = self.predictor.weight.flatten(1).index_select(0, wanted)[:, :, None]  # [R, C, 1]
+        bias = self.predictor.bias.index_select(0, wanted)[:, None, None]
+        pixelwise = x.permute(0, 2, 3, 1).flatten(1, 2)  # [R, m * m, C], a view where channels are last
+        return torch.baddbmm(bias, pixelwise, weight).reshape(-1, 1, self.size, self.size)
 
 
 class Pixels(nn.Module):
@@ -79,12 +88,19 @@ class MLP(nn.Module):
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
 
-    def forward(self, crops: Tensor, pixels: Tensor | None, real: Tensor | None) -> Tensor:
-        """crops [R, C, P, P] -> logits [R, masks, m, m]. No pixels are read, and there is no norm for `real`."""
+    def forward(self, crops: Tensor, wanted: Tensor | None, pixels: Tensor | None, real: Tensor | None) -> Tensor:
+        """crops [R, C, P, P] -> logits [R, masks, m, m], or [R, 1, m, m] of those `wanted` int64 [R].
+
+        No pixels are read, and there is no norm for `real`.
+        """
         x = crops.flatten(1)
         for layer in self.fc:
             x = F.relu(layer(x), inplace=True)
-        return self.predictor(x).reshape(len(x), -1, self.size, self.size)  # type: ignore[no-any-return]
+        logits = self.predictor(x).unflatten(1, (-1, self.size, self.size))
+        if wanted is None:
+            return logits  # type: ignore[no-any-return]
+        index = wanted[:, None, None, None].expand(-1, 1, self.size, self.size)
+        return logits.gather(1, index)  # type: ignore[no-any-return]
 
 
 class MaskHead(nn.Module):
@@ -101,19 +117,24 @@ class MaskHead(nn.Module):
         """Mask side m."""
         return self.layers.size
 
-    def forward(self, crops: Tensor, pixels: Tensor | None = None, real: Tensor | None = None) -> Tensor:
-        """crops [R, C, P, P] -> logits float32 [R, channels of the scheme, m, m].
+    def forward(
+        self, crops: Tensor, classes: Tensor, pixels: Tensor | None = None, real: Tensor | None = None
+    ) -> Tensor:
+        """crops [R, C, P, P] of classes int64 [R] (0..K) -> logits float32 [R, channels, m, m].
 
-        With config.pixel_channels it reads pixels [R, 3, m, m] of the normalised input too. `real` bool [R]: which RoIs
-        count in a batch norm; None: all.
+        All channels of the scheme, or the one that the class wants. With config.pixel_channels it reads pixels
+        [R, 3, m, m] of the normalised input too. `real` bool [R]: which RoIs count in a batch norm; None: all.
         """
-        return self.layers(crops, pixels, real).float()  # type: ignore[no-any-return]
+        return self.layers(crops, self.scheme.wanted(classes), pixels, real).float()  # type: ignore[no-any-return]
 
     def losses(self, logits: Tensor, classes: Tensor, target: Tensor, positive: Tensor) -> Losses:
-        """Mean over the pixels of positive RoIs. classes int64 [R], target [R, m, m], positive bool [R]."""
+        """Mean over the pixels of positive RoIs. Logits as `forward` has them for `classes` int64 [R].
+
+        target [R, m, m], positive bool [R].
+        """
         loss = self.scheme.loss(logits, classes, target).mean((1, 2))
         return {"mask/mask": masked_mean(loss, positive, positive.sum())}
 
     def probabilities(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Foreground probability [R, m, m] for the detected classes int64 [R]."""
+        """Foreground probability [R, m, m]. Logits as `forward` has them for `classes` int64 [R], the detected ones."""
         return self.scheme.probabilities(logits, classes)

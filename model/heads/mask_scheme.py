@@ -13,50 +13,17 @@ class MaskScheme(Protocol):
     def channels(self, classes: int) -> int:
         """Output channels of the predictor."""
 
+    def wanted(self, classes: Tensor) -> Tensor | None:
+        """Which channel int64 [R] of the predictor RoIs of `classes` int64 [R] (0..K) need; None: all."""
+
     def loss(self, logits: Tensor, classes: Tensor, target: Tensor) -> Tensor:
         """Per-pixel loss [R, m, m].
 
-        logits [R, channels, m, m], classes int64 [R] (1..K), target float32 [R, m, m] in 0..1.
+        logits [R, 1 or channels, m, m] as `wanted`, classes int64 [R] (1..K), target float32 [R, m, m] in 0..1.
         """
 
     def probabilities(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Foreground probability [R, m, m] for each RoI's class."""
-
-
-class Independent:
-    """A sigmoid a class; only the true class's mask is trained: masks do not compete with one another."""
-
-    def channels(self, classes: int) -> int:
-        """One mask a class."""
-        return classes
-
-    def _own(self, logits: Tensor, classes: Tensor) -> Tensor:
-        return logits.gather(1, _of_class(logits, (classes - 1).clamp(min=0)))[:, 0]
-
-    def loss(self, logits: Tensor, classes: Tensor, target: Tensor) -> Tensor:
-        """Binary cross-entropy on the true class's mask."""
-        return F.binary_cross_entropy_with_logits(self._own(logits, classes), target, reduction="none")
-
-    def probabilities(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Sigmoid of the class's own mask."""
-        return torch.sigmoid(self._own(logits, classes))
-
-
-class Competing:
-    """A softmax over the classes and background at every pixel, as FCNs have it (Mask R-CNN table 2b)."""
-
-    def channels(self, classes: int) -> int:
-        """Background first, then one a class."""
-        return classes + 1
-
-    def loss(self, logits: Tensor, classes: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy; a pixel of the object has its class, any other one is background."""
-        own = logits.log_softmax(1).gather(1, _of_class(logits, classes))[:, 0]
-        return -(target * own + (1 - target) * logits.log_softmax(1)[:, 0])
-
-    def probabilities(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """The class's share of the softmax."""
-        return logits.softmax(1).gather(1, _of_class(logits, classes))[:, 0]
 
 
 class Agnostic:
@@ -66,13 +33,50 @@ class Agnostic:
         """One for all."""
         return 1
 
+    def wanted(self, classes: Tensor) -> Tensor | None:
+        """There is but one."""
+        return None
+
     def loss(self, logits: Tensor, classes: Tensor, target: Tensor) -> Tensor:
         """Binary cross-entropy."""
-        return F.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")
+        return F.binary_cross_entropy_with_logits(logits.squeeze(1), target, reduction="none")
 
     def probabilities(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Sigmoid."""
-        return torch.sigmoid(logits[:, 0])
+        return torch.sigmoid(logits.squeeze(1))
+
+
+class Independent(Agnostic):
+    """A sigmoid a class; only the true class's mask is made and trained: masks do not compete with one another."""
+
+    def channels(self, classes: int) -> int:
+        """One mask a class."""
+        return classes
+
+    def wanted(self, classes: Tensor) -> Tensor | None:
+        """The class's own; background, which counts for nothing, may have any."""
+        return (classes - 1).clamp(min=0)
+
+
+class Competing:
+    """A softmax over the classes and background at every pixel, as FCNs have it (Mask R-CNN table 2b)."""
+
+    def channels(self, classes: int) -> int:
+        """Background first, then one a class."""
+        return classes + 1
+
+    def wanted(self, classes: Tensor) -> Tensor | None:
+        """All."""
+        return None
+
+    def loss(self, logits: Tensor, classes: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy; a pixel of the object has its class, any other one is background."""
+        own = logits.log_softmax(1).gather(1, _of_class(logits, classes))[:, 0]
+        return -(target * own + (1 - target) * logits.log_softmax(1)[:, 0])
+
+    def probabilities(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """The class's share of the softmax."""
+        return logits.softmax(1).gather(1, _of_class(logits, classes))[:, 0]
 
 
 def _of_class(logits: Tensor, classes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torchvision.models.detection._utils import Matcher
 
 from model.config import AnchorConfig, BoxConfig, MaskConfig, Normaliser, RPNConfig
 from model.heads.box import BoxHead
-from model.heads.mask import FCN, MaskHead
+from model.heads.mask import FCN, MLP, MaskHead
 from model.heads.mask_scheme import Independent
 from model.heads.rpn import RPN
 from model.ops.boxes import box_iou, encode_boxes
@@ -208,31 +208,51 @@ def test_detections_by_hand() -> None:
         torch.testing.assert_close(boxes, torch.stack([box for _, _, box in found]), rtol=1e-4, atol=1e-3)
 
 
-def test_mask_losses_by_hand() -> None:
-    generator = torch.Generator().manual_seed(0)
-    head = make_mask_head(MaskConfig(roi_size=3, channels=4, convs=1))
-    logits = torch.randn(8, 3, 6, 6, generator=generator).requires_grad_()
-    target = (torch.rand(8, 6, 6, generator=generator) < 0.5).float()
+@pytest.mark.parametrize("kind", [FCN, MLP])
+@pytest.mark.parametrize("last", [torch.channels_last, torch.contiguous_format])
+def test_mask_losses_by_hand(kind: type[FCN] | type[MLP], last: torch.memory_format) -> None:
+    """Against the whole predictor and a loop over RoIs, in float64; gradients too."""
+    torch.manual_seed(0)
+    config = MaskConfig(roi_size=3, channels=4, convs=1, hidden=5, mlp_size=6)
+    head = MaskHead(kind(4, 3, 3, config), config, Independent()).double()
+    torch.nn.init.normal_(head.layers.predictor.weight)
+    torch.nn.init.normal_(head.layers.predictor.bias)  # type: ignore[arg-type]
+    crops = torch.randn(8, 4, 3, 3, dtype=torch.float64).to(memory_format=last).requires_grad_()
+    target = (torch.rand(8, 6, 6) < 0.5).float()
     classes = torch.tensor([1, 3, 2, 0, 1, 0, 3, 2])
+    logits = head(crops, classes)
+    assert logits.shape == (8, 1, 6, 6)
     loss = head.losses(logits, classes, target, classes > 0)["mask/mask"]
-    total = 0.0
-    for i, k in enumerate(classes.tolist()):
-        if k > 0:
-            p = torch.sigmoid(logits[i, k - 1].detach().double())
-            total += float(-(target[i] * p.log() + (1 - target[i]) * (1 - p).log()).mean())
-    assert loss.item() == pytest.approx(total / 6, rel=1e-5)
-    loss.backward()
-    assert logits.grad is not None
-    touched = logits.grad.abs().sum((2, 3)) > 0  # masks of other classes are left alone (Mask R-CNN 3)
-    assert touched.tolist() == [[k == own for own in (1, 2, 3)] for k in classes.tolist()]
-    probabilities = head.probabilities(logits, classes.clamp(min=1))
-    assert torch.equal(probabilities[1], torch.sigmoid(logits[1, 2]))
+    inputs = [crops, *head.parameters()]
+    found = torch.autograd.grad(loss, inputs)
+
+    whole = head.layers(crops, None, None, None)  # all three masks
+    assert whole.shape == (8, 3, 6, 6)
+    own = [(i, k) for i, k in enumerate(classes.tolist()) if k > 0]
+    entropies = [F.binary_cross_entropy_with_logits(whole[i, k - 1], target[i].double()) for i, k in own]
+    total = torch.stack(entropies).mean()
+    assert loss.item() == pytest.approx(total.item(), rel=1e-6)
+    for one, other in zip(found, torch.autograd.grad(total, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+
+    probabilities = head.probabilities(logits, classes)
+    for i, k in own:
+        torch.testing.assert_close(probabilities[i], torch.sigmoid(whole[i, k - 1]).float(), rtol=1e-5, atol=1e-7)
     assert head.losses(logits, classes * 0, target, classes < 0)["mask/mask"] == 0
+
+
+@pytest.mark.parametrize("kind", [FCN, MLP])
+def test_masks_of_no_roi(kind: type[FCN] | type[MLP]) -> None:
+    config = MaskConfig(roi_size=3, channels=4, convs=1, hidden=5, mlp_size=6)
+    head = MaskHead(kind(4, 3, 3, config), config, Independent())
+    classes = torch.zeros(0, dtype=torch.int64)
+    logits = head(torch.zeros(0, 4, 3, 3), classes)
+    assert logits.shape == (0, 1, 6, 6) and head.probabilities(logits, classes).shape == (0, 6, 6)
 
 
 def test_head_shapes() -> None:
     mask = make_mask_head(MaskConfig(roi_size=5, channels=6, convs=2))
-    assert mask(torch.randn(7, 4, 5, 5)).shape == (7, 3, 10, 10) and mask.size == 10
+    assert mask(torch.randn(7, 4, 5, 5), torch.arange(7) % 4).shape == (7, 1, 10, 10) and mask.size == 10
     box = BoxHead(4, 5, 3, BoxConfig(roi_size=5, hidden=8))
     logits, deltas = box(torch.randn(7, 4, 5, 5))
     assert logits.shape == (7, 4) and deltas.shape == (7, 3, 4)

@@ -204,7 +204,8 @@ def check_shapes(model: MaskRCNN, config: ModelConfig, pyramid: dict[int, torch.
     if config.mask is not None and model.mask is not None:
         masks = {"independent": config.classes, "competing": config.classes + 1, "agnostic": 1}[config.mask.scheme]
         side = 14 if config.trunk.neck == "c4" else 28
-        assert model.mask(model.trunk.crop(pyramid, boxes, index, 14)).shape == (7, masks, side, side)
+        crops = model.trunk.crop(pyramid, boxes, index, 14)
+        assert model.mask.layers(crops, None, None, None).shape == (7, masks, side, side)
     if model.keypoint is not None:
         assert model.keypoint(model.trunk.crop(pyramid, boxes, index, 14)).shape == (7, 17, 56, 56)
 
