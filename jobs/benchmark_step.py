@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 
 REFERENCE = "torchvision, float32"
 # What our step computes, forward and backward, by torch's FlopCounterMode: R50-FPN with frozen stem and res2, 512 RoIs
-# and 128 positives, at 800 x 1216 px. torchvision's also has 191 of the RPN's gradient and 12 of masks that nobody asks.
+# and 128 positives, at 800 x 1216 px. torchvision computes 191 more for the RPN and 12 for masks of other classes.
 GFLOP, GFLOP_PIXELS = 1265, 800 * 1216
 
 
