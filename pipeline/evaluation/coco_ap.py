@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from pipeline.config import Engine
 from pipeline.errors import UserError
-from pipeline.evaluation.coco_results import Warned, check_results
+from pipeline.evaluation.coco_results import Results, Warned, check_results
 from pipeline.evaluation.coco_truth import Truth, check_truth
 from pipeline.evaluation.protocols import IOU_THRESHOLDS, Protocol, Style, Task
 
@@ -110,10 +110,12 @@ def class_names(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
     return {int(c["id"]): f"{c['name']} ({c['id']})" if uses[c["name"]] > 1 else str(c["name"]) for c in ordered}
 
 
-def _run_hotcoco(truth: Truth, found: list[dict[str, Any]]) -> tuple[Floats, Floats]:
+def _run_hotcoco(truth: Truth, found: Results) -> tuple[Floats, Floats]:
     """Precision [T, R, K, A, M] and recall [T, K, A, M]."""
     source, protocol = hotcoco.COCO(truth.coco), truth.protocol
-    evaluator = hotcoco.COCOeval(source, source.load_res(found), protocol.iou_type, lvis_style=protocol.federated)
+    rows = found.as_rows(truth) if protocol.geometry == "bbox" and len(found.scores) else None
+    detected = source.load_res(found.as_json(truth) if rows is None else rows)
+    evaluator = hotcoco.COCOeval(source, detected, protocol.iou_type, lvis_style=protocol.federated)
     evaluator.params.max_dets = list(protocol.limits)
     if truth.sigmas is not None:
         evaluator.params.kpt_oks_sigmas = list(truth.sigmas)
@@ -122,14 +124,14 @@ def _run_hotcoco(truth: Truth, found: list[dict[str, Any]]) -> tuple[Floats, Flo
     return _arrays(evaluator.eval)
 
 
-def _run_pycocotools(truth: Truth, found: list[dict[str, Any]]) -> tuple[Floats, Floats]:
+def _run_pycocotools(truth: Truth, found: Results) -> tuple[Floats, Floats]:
     """Precision [T, R, K, A, M] and recall [T, K, A, M]."""
     with contextlib.redirect_stdout(io.StringIO()):  # it prints progress, and has no switch for that
         source = COCO()
         source.dataset = truth.coco
         source.createIndex()
-        if found:
-            detected = source.loadRes(found)
+        if len(found.scores):
+            detected = source.loadRes(found.as_json(truth))
         else:  # loadRes looks at the first result
             detected = COCO()
             detected.dataset = {**truth.coco, "annotations": []}
@@ -148,7 +150,7 @@ def _arrays(evaluated: Mapping[str, Any] | None) -> tuple[Floats, Floats]:
     return np.asarray(evaluated["precision"], dtype=np.float64), np.asarray(evaluated["recall"], dtype=np.float64)
 
 
-_ENGINES: dict[Engine, Callable[[Truth, list[dict[str, Any]]], tuple[Floats, Floats]]] = {
+_ENGINES: dict[Engine, Callable[[Truth, Results], tuple[Floats, Floats]]] = {
     "hotcoco": _run_hotcoco,
     "pycocotools": _run_pycocotools,
 }

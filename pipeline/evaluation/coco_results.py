@@ -1,13 +1,17 @@
-"""Results before they are scored: checked copies with just what the engines read.
+"""Results before they are scored: checked, in columns.
 
 What cannot be scored is refused with how much of it there is and which; what can, but is odd, is counted.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data import rle
 from pipeline.errors import UserError
@@ -16,6 +20,7 @@ from pipeline.evaluation.coco_truth import Json, Truth, checked_box
 _SHOWN = 3  # examples of each kind
 _OUTSIDE_PX = 1.0  # a box may leave its image by this
 _MASKS = 4096  # that are checked at once
+_MOST_EXACT = 2**53  # whole numbers up to it are floats too
 NO_RESULT = "images have no result"
 
 
@@ -47,74 +52,189 @@ class _Found:
         if len(self.examples[kind]) < _SHOWN:
             self.examples[kind].append(example)
 
+    def add_all(self, kind: str, examples: Sequence[str], times: int) -> None:
+        """`times` of a kind at once, the first few named."""
+        if times:
+            self.count[kind] += times
+            self.examples[kind] += examples
 
-def check_results(source: Sequence[Any], truth: Truth) -> tuple[list[Json], list[Warned]]:
-    """Copies of results with the task's geometry alone (the engines write into what they get), and what is odd.
 
-    A box in a result of masks or keypoints is left out: pycocotools would take the box's area for the size ranges.
+@dataclass(frozen=True)
+class Results:
+    """N results in columns, for arithmetic on all of them at once."""
+
+    images: NDArray[np.int64]  # [N], place among the image ids in rising order
+    categories: NDArray[np.int64]  # [N], place among the scored category ids in rising order; 0 without classes
+    scores: NDArray[np.float64]  # [N]
+    shapes: NDArray[np.float64]  # [N, 4] xywh or [N, 3J] keypoints, pixels; of masks [N, 0]
+    masks: list[str]  # N compressed counts, of an image's size; without masks empty
+
+    def take(self, rows: NDArray[Any]) -> "Results":
+        """Some of them, by number or as a mask."""
+        rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        masks = list(map(self.masks.__getitem__, rows.tolist())) if self.masks else []
+        return Results(self.images[rows], self.categories[rows], self.scores[rows], self.shapes[rows], masks)
+
+    def segmentations(self, truth: Truth) -> list[Json]:
+        """The masks as COCO's RLEs."""
+        sizes = [list(truth.sizes[i]) for i in truth.image_ids]
+        return [
+            {"size": sizes[image], "counts": counts}
+            for image, counts in zip(self.images.tolist(), self.masks, strict=True)
+        ]
+
+    def as_json(self, truth: Truth) -> list[Json]:
+        """COCO's results format, with the task's geometry alone.
+
+        A box in a result of masks or keypoints is left out: pycocotools would take the box's area for the size ranges.
+        """
+        geometry = truth.protocol.geometry
+        shapes = self.segmentations(truth) if geometry == "segmentation" else self.shapes.tolist()
+        images = map(truth.image_ids.__getitem__, self.images.tolist())
+        categories = map(truth.category_ids.__getitem__, self.categories.tolist())
+        return [
+            {"image_id": image, "category_id": category, "score": score, geometry: shape}
+            for image, category, score, shape in zip(images, categories, self.scores.tolist(), shapes, strict=True)
+        ]
+
+    def as_rows(self, truth: Truth) -> NDArray[np.float64] | None:
+        """[N, 7] image id, x, y, width, height, score, category id; None where an id is no float."""
+        ids = [np.array(ids) for ids in (truth.image_ids, truth.category_ids)]
+        if any(abs(i).max() > _MOST_EXACT for i in ids):
+            return None
+        rows = np.zeros((len(self.scores), 7))
+        rows[:, 0], rows[:, 5], rows[:, 6] = ids[0][self.images], self.scores, ids[1][self.categories]
+        if truth.protocol.geometry == "bbox":
+            rows[:, 1:5] = self.shapes
+        return rows
+
+
+def check_results(source: Sequence[Any], truth: Truth) -> tuple[Results, list[Warned]]:
+    """Results in columns, and what is odd about them.
 
     Raises:
         UserError: some cannot be scored; it says how many, why, and which.
     """
     bad, odd = _Found(), _Found()
-    images = {i: i for i in truth.sizes}
-    copies: list[Json] = []
+    results = _all_at_once(source, truth)
+    if results is None:
+        results = _one_by_one(source, truth, bad)
+    elif truth.protocol.geometry == "segmentation":
+        _check_masks(results.masks, results.segmentations(truth), range(len(source)), bad)
+    if bad.count:
+        raise _refusal(bad, len(source), truth)
+    _look_at_repetitions(results, odd)
+    _look_at_scores(results.scores, odd)
+    if truth.protocol.geometry == "bbox":
+        _look_at_boxes(results, truth, odd)
+    if truth.protocol.federated:
+        results = results.take(_best_of_images(results, truth.protocol.limits[-1]))
+    if truth.protocol.classes:
+        places = {category: place for place, category in enumerate(truth.category_ids)}
+        scored = np.array([places.get(c, -1) for c in sorted(truth.categories)])[results.categories]
+        kept = results if (scored >= 0).all() else results.take(scored >= 0)
+        results = Results(kept.images, scored[scored >= 0], kept.scores, kept.shapes, kept.masks)
+    else:
+        results = results.take(np.argsort(results.categories, kind="stable"))  # as the annotations
+        results = Results(
+            results.images, np.zeros_like(results.categories), results.scores, results.shapes, results.masks
+        )
+    _look_at_counts(results, truth, odd)
+    return results, [Warned(kind, count, tuple(odd.examples[kind])) for kind, count in odd.count.items()]
+
+
+def _all_at_once(source: Sequence[Any], truth: Truth) -> Results | None:
+    """Columns, `categories` among all of the data set's; None where a result is not as nearly all are.
+
+    (Half a million results of COCO's val2017: one by one they take longer to check than to score.)
+    """
+    protocol = truth.protocol
+    scores = [result.get("score") if type(result) is dict else None for result in source]
+    if set(map(type, scores)) - {float, int}:
+        return None
+    try:
+        images = _places(map(itemgetter("image_id"), source), truth.image_ids, len(source))
+        if protocol.classes:
+            ids = sorted(truth.categories)
+            categories = _places(map(itemgetter("category_id"), source), ids, len(source))
+        else:
+            categories = np.fromiter((int(r.get("category_id", 1)) for r in source), np.int64, len(source))
+        shapes = list(map(itemgetter(protocol.geometry), source))
+        if protocol.geometry == "segmentation":
+            sizes = [list(truth.sizes[i]) for i in truth.image_ids]
+            if list(map(itemgetter("size"), shapes)) != list(map(sizes.__getitem__, images.tolist())):
+                return None
+            masks = list(map(itemgetter("counts"), shapes))
+            if set(map(type, masks)) - {str}:
+                return None
+            numbers = np.zeros((len(source), 0))
+        else:
+            masks = []
+            width = 4 if protocol.geometry == "bbox" else 3 * len(truth.sigmas or ())
+            numbers = np.array(shapes, dtype=np.float64).reshape(len(source), width if not shapes else -1)
+            if numbers.shape[1] != width or not np.isfinite(numbers).all():
+                return None
+            if protocol.geometry == "bbox" and (numbers[:, 2:] < 0).any():
+                return None
+        values = np.array(scores, dtype=np.float64)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        return None
+    return Results(images, categories, values, numbers, masks) if np.isfinite(values).all() else None
+
+
+def _places(ids: Iterable[Any], known: Sequence[int], count: int) -> NDArray[np.int64]:
+    """Of each id its place among the known ones. Raises KeyError, TypeError."""
+    places = {number: place for place, number in enumerate(known)}
+    return np.fromiter(map(places.__getitem__, ids), np.int64, count)
+
+
+def _one_by_one(source: Sequence[Any], truth: Truth, bad: _Found) -> Results:
+    """The same, whatever they are, and what is bad about which."""
+    places = {number: place for place, number in enumerate(truth.image_ids)}
+    classes = {number: place for place, number in enumerate(sorted(truth.categories))}
+    copies: list[tuple[int, int, float, Any]] = []
     numbers: list[int] = []  # of the copies, in the source
-    seen: set[int] = set()
-    for number, result in enumerate(source):  # half a million of them for COCO's val2017: nothing slow in here
+    for number, result in enumerate(source):
         try:
-            copy = _result(result, truth, images)
+            image, category, score, shape = _result(result, truth)
         except _BadError as error:
             kind, got = error.args
             bad.add(kind, f"result {number}: {got}")
             continue
-        geometry = copy[truth.protocol.geometry]
-        same = geometry["counts"] if isinstance(geometry, dict) else tuple(geometry)
-        key = hash((copy["image_id"], copy["category_id"], copy["score"], same))
-        if key in seen:
-            odd.add(
-                "results repeat an earlier one exactly; each repetition counts as a false alarm", f"result {number}"
-            )
-        seen.add(key)
-        if not 0 <= copy["score"] <= 1:
-            odd.add("scores are not in 0..1; only their order counts", f"result {number}: {copy['score']}")
-        if isinstance(geometry, list) and len(geometry) == 4:
-            _look_at_box(geometry, truth.sizes[copy["image_id"]], number, odd)
-        copies.append(copy)
+        copies.append((places[image], classes[category] if truth.protocol.classes else int(category), score, shape))
         numbers.append(number)
+    images, categories, scores, shapes = zip(*copies, strict=True) if copies else ((), (), (), ())
+    masks: list[str] = []
     if truth.protocol.geometry == "segmentation":
-        _check_masks(copies, numbers, bad)
-    if bad.count:
-        raise _refusal(bad, len(source), truth)
-    if truth.protocol.federated:
-        copies = _best_of_images(copies, truth.protocol.limits[-1])
-    elif not truth.protocol.classes:
-        copies.sort(key=lambda r: int(r["category_id"]))  # as the annotations
-    if truth.protocol.classes:
-        scored = truth.scored
-        copies = [r for r in copies if r["category_id"] in scored]
-    else:
-        copies = [{**r, "category_id": 1} for r in copies]
-    _look_at_counts(copies, truth, odd)
-    return copies, [Warned(kind, count, tuple(odd.examples[kind])) for kind, count in odd.count.items()]
+        masks = [shape["counts"] for shape in shapes]
+        _check_masks(masks, shapes, numbers, bad)
+    return Results(
+        np.array(images, np.int64),
+        np.array(categories, np.int64),
+        np.array(scores, np.float64),
+        np.array([() if masks else shape for shape in shapes], np.float64).reshape(len(copies), -1 if copies else 0),
+        masks,
+    )
 
 
-def _result(result: Any, truth: Truth, images: Mapping[int, int]) -> Json:
-    """A checked copy. Raises _BadError(kind, got)."""
+def _result(result: Any, truth: Truth) -> tuple[int, Any, float, Any]:
+    """Image id, category id, score and geometry. Raises _BadError(kind, got)."""
     protocol = truth.protocol
     try:
-        image = images[result["image_id"]]
+        image = result["image_id"]
+        size = truth.sizes[image]
         score, shape = result["score"], result[protocol.geometry]
         category = result["category_id"] if protocol.classes else result.get("category_id", 1)
+        known = not protocol.classes or category in truth.categories
     except (KeyError, TypeError, IndexError) as error:
         raise _BadError(*_why(result, truth)) from error
-    if protocol.classes and category not in truth.categories:
+    if not known:
         raise _BadError("have a category_id that the ground truth does not have", f"{category!r:.40}")
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
         raise _BadError("have no finite score", f"{score!r:.40}")
     try:
         if protocol.geometry == "segmentation":
-            shape = _mask(shape, truth.sizes[image])
+            shape = _mask(shape, size)
         elif protocol.geometry == "keypoints":
             shape = _points(shape, len(truth.sigmas or ()))
         else:
@@ -122,7 +242,7 @@ def _result(result: Any, truth: Truth, images: Mapping[int, int]) -> Json:
     except (TypeError, ValueError) as error:
         named = {"bbox": "bbox", "segmentation": "mask", "keypoints": "list of keypoints"}[protocol.geometry]
         raise _BadError(f"have a malformed {named}", str(error)) from error
-    return {"image_id": image, "category_id": category, "score": float(score), protocol.geometry: shape}
+    return image, category, float(score), shape
 
 
 def _why(result: Any, truth: Truth) -> tuple[str, str]:
@@ -144,17 +264,17 @@ def _mask(shape: Any, size: tuple[int, int]) -> Json:
     return {"size": list(size), "counts": counts}
 
 
-def _check_masks(copies: Sequence[Json], numbers: Sequence[int], bad: _Found) -> None:
-    for start in range(0, len(copies), _MASKS):
-        masks = [copy["segmentation"] for copy in copies[start : start + _MASKS]]
-        counts = [mask["counts"].encode("ascii", errors="replace") for mask in masks]
-        sound = rle.sound(counts, [mask["size"][0] * mask["size"][1] for mask in masks])
-        for place, mask in enumerate(masks):
-            if not sound[place]:
-                try:
-                    rle.from_segmentation(mask, *mask["size"])
-                except ValueError as error:
-                    bad.add("have a malformed mask", f"result {numbers[start + place]}: {error}")
+def _check_masks(masks: Sequence[str], shapes: Sequence[Json], numbers: Sequence[int], bad: _Found) -> None:
+    """Whether compressed counts are valid: of `shapes`, which are the results `numbers`."""
+    for start in range(0, len(masks), _MASKS):
+        chunk = shapes[start : start + _MASKS]
+        counts = [text.encode("ascii", errors="replace") for text in masks[start : start + _MASKS]]
+        sound = rle.sound(counts, [shape["size"][0] * shape["size"][1] for shape in chunk])
+        for place in np.flatnonzero(~sound).tolist():
+            try:
+                rle.from_segmentation(chunk[place], *chunk[place]["size"])
+            except ValueError as error:
+                bad.add("have a malformed mask", f"result {numbers[start + place]}: {error}")
 
 
 def _points(shape: Any, count: int) -> list[float]:
@@ -166,47 +286,70 @@ def _points(shape: Any, count: int) -> list[float]:
     return points
 
 
-def _look_at_box(box: Sequence[float], size: tuple[int, int], number: int, odd: _Found) -> None:
-    x, y, width, height = box
-    rows, columns = size
-    if not (rows and columns):
-        return
-    if x < -_OUTSIDE_PX or y < -_OUTSIDE_PX or x + width > columns + _OUTSIDE_PX or y + height > rows + _OUTSIDE_PX:
-        rounded = [round(v, 1) for v in box]
-        odd.add("boxes reach outside their image", f"result {number}: {rounded} in {columns} x {rows}")
-    if width == 0 or height == 0:
-        odd.add("boxes have no area", f"result {number}")
+def _look_at_repetitions(results: Results, odd: _Found) -> None:
+    """Equal rows, found by a hash of their bits and then compared."""
+    columns = [results.images, results.categories, (results.scores + 0.0).view(np.int64)]  # + 0: there is a -0
+    columns += list((results.shapes + 0.0).view(np.int64).T)
+    if results.masks:
+        columns.append(np.fromiter(map(hash, results.masks), np.int64, len(results.masks)))
+    mixed = np.zeros(len(results.scores), np.uint64)
+    for column in columns:
+        mixed = (mixed ^ (mixed >> np.uint64(29)) ^ column.view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+    order = np.argsort(mixed, kind="stable")
+    same = mixed[order][1:] == mixed[order][:-1]
+    suspects = np.sort(order[np.append(same, False) | np.insert(same, 0, False)]) if same.any() else order[:0]
+    seen: set[tuple[int, ...]] = set()
+    for number, row in zip(suspects.tolist(), np.stack(columns, axis=1)[suspects].tolist(), strict=True):
+        if tuple(row) in seen:
+            odd.add(
+                "results repeat an earlier one exactly; each repetition counts as a false alarm", f"result {number}"
+            )
+        seen.add(tuple(row))
 
 
-def _look_at_counts(copies: Sequence[Json], truth: Truth, odd: _Found) -> None:
-    limit = truth.protocol.limits[-1]
-    if not copies:
-        odd.add("images, and not one result to score", "the list is empty", len(truth.sizes))
-        return
-    found = Counter(r["image_id"] for r in copies)
-    empty = [image for image in truth.sizes if image not in found]
-    for image in empty:
-        odd.add(NO_RESULT, f"image {image}")
-    if not truth.protocol.federated:
-        for (image, _), count in Counter((r["image_id"], r["category_id"]) for r in copies).items():
-            if count > limit:
-                per = "image and category" if truth.protocol.classes else "image"
-                odd.add(
-                    f"results are beyond the best {limit} of an {per} and do not count", f"image {image}", count - limit
-                )
+def _look_at_scores(scores: NDArray[np.float64], odd: _Found) -> None:
+    wild = np.flatnonzero((scores < 0) | (scores > 1))
+    shown = [f"result {number}: {scores[number]}" for number in wild[:_SHOWN]]
+    odd.add_all("scores are not in 0..1; only their order counts", shown, len(wild))
 
 
-def _best_of_images(copies: Sequence[Json], limit: int) -> list[Json]:
-    """The best of each image over all classes (LVIS), in their order; equal scores in the file's order."""
-    members: dict[int, list[int]] = defaultdict(list)
-    for place, result in enumerate(copies):
-        members[result["image_id"]].append(place)
-    kept = [
-        place
-        for places in members.values()
-        for place in sorted(places, key=lambda place: -float(copies[place]["score"]))[:limit]
+def _look_at_boxes(results: Results, truth: Truth, odd: _Found) -> None:
+    boxes, sizes = results.shapes, np.array([truth.sizes[i] for i in truth.image_ids])[results.images]  # height, width
+    known = (sizes > 0).all(axis=1)
+    ends = boxes[:, :2] + boxes[:, 2:]
+    out = ((boxes[:, :2] < -_OUTSIDE_PX) | (ends > sizes[:, ::-1] + _OUTSIDE_PX)).any(axis=1) & known
+    shown = [
+        f"result {number}: {boxes[number].round(1).tolist()} in {sizes[number, 1]} x {sizes[number, 0]}"
+        for number in np.flatnonzero(out)[:_SHOWN]
     ]
-    return [copies[place] for place in sorted(kept)]
+    odd.add_all("boxes reach outside their image", shown, int(out.sum()))
+    flat = np.flatnonzero((boxes[:, 2:] == 0).any(axis=1) & known)
+    odd.add_all("boxes have no area", [f"result {number}" for number in flat[:_SHOWN]], len(flat))
+
+
+def _look_at_counts(results: Results, truth: Truth, odd: _Found) -> None:
+    ids, limit = truth.image_ids, truth.protocol.limits[-1]
+    if not len(results.scores):
+        odd.add("images, and not one result to score", "the list is empty", len(ids))
+        return
+    empty = np.flatnonzero(np.bincount(results.images, minlength=len(ids)) == 0)
+    odd.add_all(NO_RESULT, [f"image {ids[image]}" for image in empty[:_SHOWN]], len(empty))
+    if not truth.protocol.federated:
+        keys, counts = np.unique(results.images * len(truth.category_ids) + results.categories, return_counts=True)
+        many = np.flatnonzero(counts > limit)
+        per = "image and category" if truth.protocol.classes else "image"
+        odd.add_all(
+            f"results are beyond the best {limit} of an {per} and do not count",
+            [f"image {ids[key // len(truth.category_ids)]}" for key in keys[many[:_SHOWN]]],
+            int((counts[many] - limit).sum()),
+        )
+
+
+def _best_of_images(results: Results, limit: int) -> NDArray[np.int64]:
+    """Which are the best of their image over all classes (LVIS); equal scores in the file's order."""
+    order = np.lexsort((-results.scores, results.images))
+    ranks = np.arange(len(order)) - np.searchsorted(results.images[order], results.images[order])
+    return np.sort(order[ranks < limit])
 
 
 def _refusal(bad: _Found, total: int, truth: Truth) -> UserError:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipeline.data import rle
@@ -25,10 +26,15 @@ class Truth:
     frequencies: tuple[str, ...]  # LVIS: of the scored classes, by rising id
     sigmas: tuple[float, ...] | None  # OKS, of each keypoint
 
-    @property
-    def scored(self) -> frozenset[int]:
-        """Ids of the categories that are scored."""
-        return frozenset(c["id"] for c in self.coco["categories"])
+    @cached_property
+    def image_ids(self) -> list[int]:
+        """In rising order."""
+        return sorted(self.sizes)
+
+    @cached_property
+    def category_ids(self) -> list[int]:
+        """Of the categories that are scored, in rising order: axis K."""
+        return sorted(c["id"] for c in self.coco["categories"])
 
 
 def style_of(source: Mapping[str, Any]) -> Style:
