@@ -5,8 +5,9 @@ What cannot be scored is refused with how much of it there is and which; what ca
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -149,10 +150,12 @@ def _all_at_once(source: Sequence[Any], truth: Truth) -> Results | None:
     (Half a million results of COCO's val2017: one by one they take longer to check than to score.)
     """
     protocol = truth.protocol
-    scores = [result.get("score") if type(result) is dict else None for result in source]
-    if set(map(type, scores)) - {float, int}:
+    if set(map(type, source)) - {dict}:
         return None
     try:
+        scores = list(map(itemgetter("score"), source))
+        if set(map(type, scores)) - {float, int}:
+            return None
         images = _places(map(itemgetter("image_id"), source), truth.image_ids, len(source))
         if protocol.classes:
             ids = sorted(truth.categories)
@@ -171,12 +174,14 @@ def _all_at_once(source: Sequence[Any], truth: Truth) -> Results | None:
         else:
             masks = []
             width = 4 if protocol.geometry == "bbox" else 3 * len(truth.sigmas or ())
-            numbers = np.array(shapes, dtype=np.float64).reshape(len(source), width if not shapes else -1)
-            if numbers.shape[1] != width or not np.isfinite(numbers).all():
+            if set(map(len, shapes)) - {width}:
+                return None
+            numbers = np.fromiter(chain.from_iterable(shapes), np.float64, width * len(source)).reshape(-1, width)
+            if not np.isfinite(numbers).all():
                 return None
             if protocol.geometry == "bbox" and (numbers[:, 2:] < 0).any():
                 return None
-        values = np.array(scores, dtype=np.float64)
+        values = np.fromiter(scores, np.float64, len(source))
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return None
     return Results(images, categories, values, numbers, masks) if np.isfinite(values).all() else None
