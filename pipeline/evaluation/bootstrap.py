@@ -9,6 +9,7 @@ E events (detections that have found an object at some threshold) and P hits at 
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,40 +172,51 @@ def _average_precision(one: _OfClass, w: Weights) -> Floats:
         found += np.add.reduce(np.take(w, one.objects[start : start + _ROWS], axis=0), axis=0, dtype=np.int32)
     objects = np.where(found > 0, found, 1).astype(np.float64)  # [R]
     own = one.rows(one.events, w)  # [E, R]
-    wrong = _alarms_before(one, w)  # [E, R]
+    alarms = _alarms(one, own, w)  # [E, R]
+    alarm = one.alarm[one.events]
     aps = np.zeros((len(IOU_THRESHOLDS), resamples))
     for threshold, (hit, idle) in enumerate(zip(one.hits, one.idle, strict=True)):
         places = np.flatnonzero(hit)
-        if not len(places):
-            continue
-        right = np.empty((len(places), resamples), np.int32)
-        counted = np.empty_like(right)
-        all_before = np.zeros(resamples, np.int32)
-        before: Weights = np.zeros(resamples, np.int32)
-        row = 0
-        # Row after row in the cache: many times as fast as numpy's own running sums down the columns.
-        for event in np.flatnonzero(hit | (one.alarm[one.events] & ~idle)).tolist():
-            np.add(all_before, own[event], out=all_before)
-            if hit[event]:
-                np.add(before, own[event], out=right[row])
-                np.add(all_before, wrong[event], out=counted[row])
-                before = right[row]
-                row += 1
-        aps[threshold] = _interpolated(right, counted, objects)
+        if len(places):
+            counted = alarms[places]
+            # Those of another size that hit count too, and those that find what does not count do not.
+            _add_before(counted, places, own, np.flatnonzero(hit & ~alarm), 1)
+            _add_before(counted, places, own, np.flatnonzero(idle & alarm), -1)
+            aps[threshold] = _interpolated(_running_sums(own, places), counted, objects)
     aps[:, found == 0] = np.nan
     return aps
 
 
-def _alarms_before(one: _OfClass, w: Weights) -> Weights:
-    """Detections before each event that are no event, and so are false alarms at every threshold: [E, R]."""
-    sums = np.empty((len(one.events), w.shape[1]), np.int32)
+def _alarms(one: _OfClass, own: Weights, w: Weights) -> Weights:
+    """Detections up to and with each event that are right or false alarms, be they events or not: [E, R]."""
+    sums = np.empty_like(own)
     start, total = 0, np.zeros(w.shape[1], np.int32)
     for row, event in enumerate(one.events.tolist()):
         for first in range(start, event, _ROWS):
             total += np.add.reduce(one.rows(slice(first, min(first + _ROWS, event)), w), axis=0, dtype=np.int32)
+        if one.alarm[event]:
+            total += own[row]
         sums[row] = total
         start = event + 1
     return sums
+
+
+def _running_sums(own: Weights, rows: Integers) -> Weights:
+    """Sums of the chosen rows, down the columns: row after row in the cache, many times as fast as np.cumsum."""
+    sums = own[rows]
+    for before, row in pairwise(sums):
+        np.add(before, row, out=row)
+    return sums
+
+
+def _add_before(counted: Weights, places: Integers, own: Weights, rows: Integers, sign: int) -> None:
+    """Add to (or take from) the count at each of `places` the chosen rows that come no later."""
+    if not len(rows):
+        return
+    sums = _running_sums(own, rows)
+    before = np.searchsorted(rows, places, side="right") - 1
+    some = before >= 0
+    counted[some] += sign * sums[before[some]]
 
 
 def _interpolated(right: Weights, counted: Weights, objects: Floats) -> Floats:
@@ -223,8 +235,8 @@ def _interpolated(right: Weights, counted: Weights, objects: Floats) -> Floats:
     for end in range(hits, 0, -tile):
         start = max(0, end - tile)
         precision = right[start:end] / (counted[start:end] + _EPS)
-        for row in range(len(precision) - 1, -1, -1):  # the best that comes at this recall or a higher one
-            best = np.maximum(best, precision[row], out=precision[row])
+        for row in precision[::-1]:  # the best that comes at this recall or a higher one
+            best = np.maximum(best, row, out=row)
         steps = _thresholds_up_to(right[max(0, start - 1) : end] / objects)
         steps = (
             np.diff(steps, axis=0, prepend=np.zeros((1, resamples), steps.dtype))
