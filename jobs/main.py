@@ -159,6 +159,9 @@ def evaluate(
     engine: Annotated[
         str | None, typer.Option(metavar="hotcoco|pycocotools", help="Of --predictions.", show_default="hotcoco")
     ] = None,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamples of the images, for intervals of AP; 1000 are usual.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores of --predictions as JSON.")] = False,
 ) -> None:
     """AP of a checkpoint, or of a file of results: maskrcnn evaluate --predictions R.json --annotations A.json."""
@@ -171,7 +174,7 @@ def evaluate(
                 "--predictions and --annotations go together, without a checkpoint and without --data; "
                 "give either both of them or CHECKPOINT --data SHARDS"
             )
-        score(predictions, annotations, task or "box", names, engine or "hotcoco", as_json=as_json)
+        score(predictions, annotations, task or "box", names, engine or "hotcoco", bootstrap=bootstrap, as_json=as_json)
         return
     if checkpoint is None or data is None:
         raise UserError("there is nothing to score; give CHECKPOINT --data SHARDS, or --predictions and --annotations")
@@ -183,6 +186,7 @@ def evaluate(
     from jobs.evaluate import evaluate_checkpoint as run
 
     chosen = [] if names is None else [f"evaluate.categories=[{', '.join(map(_quoted, names))}]"]
+    chosen += [f"evaluate.bootstrap={bootstrap}"] if bootstrap else []
     run(checkpoint, data, [*(overrides or []), *chosen], out_dir)
 
 

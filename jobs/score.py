@@ -19,7 +19,7 @@ from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
 from pipeline.evaluation.coco_results import NO_RESULT
 from pipeline.evaluation.coco_truth import style_of
 from pipeline.evaluation.protocols import Style, Task
-from pipeline.evaluation.tables import Ap, ap_tables, per_class_table, with_classes
+from pipeline.evaluation.tables import Ap, ap_tables, interval_json, per_class_table, with_classes
 
 
 def score(
@@ -29,6 +29,7 @@ def score(
     categories: Sequence[str] | None,
     engine: str,
     *,
+    bootstrap: int = 0,
     as_json: bool,
 ) -> None:
     """Score a file and print the tables, or one JSON object; what is odd about the results is counted on stderr."""
@@ -37,7 +38,7 @@ def score(
     results, truth = load_results(predictions), coco_json.load(annotations)
     style = style_of(truth)
     try:
-        ap = evaluate_coco(truth, results, checked_task, checked_engine, style, categories)
+        ap = evaluate_coco(truth, results, checked_task, checked_engine, style, categories, bootstrap)
     except UserError as error:
         raise UserError(f"{predictions} on {annotations}: {error}") from error
     if as_json:
@@ -73,6 +74,7 @@ def _content(ap: CocoAp, style: Style, engine: Engine, results: int, images: int
         "per_class": {name: None if math.isnan(value) else value for name, value in ap.per_class.items()},
         "instances": ap.instances,
         "oks_sigmas": ap.sigmas,
+        "interval": None if ap.spread is None else interval_json(ap.spread),
         "warnings": [asdict(warned) for warned in ap.warnings],
     }
 

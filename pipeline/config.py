@@ -230,13 +230,19 @@ class DuringTrainingConfig(Section):
 class EvaluateConfig(Section):
     """Evaluation on data.val, after training and perhaps while it goes on."""
 
-    LIMITS: ClassVar[dict[str, Limit]] = {"batch_images": COUNT, "max_images": COUNT, "pictures": NOT_NEGATIVE}
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "batch_images": COUNT,
+        "max_images": COUNT,
+        "bootstrap": NOT_NEGATIVE,
+        "pictures": NOT_NEGATIVE,
+    }
 
     batch_images: int = 8  # a worker
     protocol: Scorer | None = None  # null: that of the data
     engine: Engine = "hotcoco"  # of COCO's protocol
     categories: tuple[str, ...] | None = None  # names of those that are scored; null: all
     max_images: int | None = None  # null: all of data.val
+    bootstrap: int = 0  # resamples of the images
     pictures: int = 8  # prediction beside ground truth
     submission: bool = False  # also write the files that Cityscapes' server takes
     tta: TTAConfig | None = None  # null: one view of each picture

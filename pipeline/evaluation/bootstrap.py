@@ -8,6 +8,7 @@ Shape legend: I images, R resamples, K classes, A area ranges, T thresholds (see
 E events (detections that have found an object at some threshold) and P hits at one threshold.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -37,6 +38,15 @@ class Sampled:
     per_area: Floats  # [R, K, A]
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Between which the middle 95 % of resamples lie, 0..1; NaN where none has a value."""
+
+    resamples: int
+    stats: dict[str, tuple[float, float]]  # official name -> low, high; AP and its kin
+    per_class: dict[str, tuple[float, float]]  # class name -> low, high
+
+
 def draw(images: int, resamples: int, seed: int) -> Weights:
     """How often each of `resamples` choices of `images` out of as many has each."""
     rng = np.random.default_rng(seed)
@@ -53,6 +63,15 @@ def interval(values: Floats) -> tuple[float, float]:
         return np.nan, np.nan
     low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def spread_of(sampled: Sampled, names: Sequence[str]) -> Spread:
+    """The intervals of all numbers; `names` are the classes'."""
+    return Spread(
+        sampled.per_class.shape[0],
+        {name: interval(values) for name, values in sampled.stats.items()},
+        {name: interval(values) for name, values in zip(names, sampled.per_class.T, strict=True)},
+    )
 
 
 def check_bootstrap(protocol: Protocol) -> None:

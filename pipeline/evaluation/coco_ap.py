@@ -19,8 +19,10 @@ from pycocotools.cocoeval import COCOeval
 
 from pipeline.config import Engine
 from pipeline.errors import UserError
+from pipeline.evaluation.bootstrap import Spread, check_bootstrap, draw, resample, spread_of
 from pipeline.evaluation.coco_results import Results, Warned, check_results
 from pipeline.evaluation.coco_truth import Truth, check_truth
+from pipeline.evaluation.matches import find_matches
 from pipeline.evaluation.protocols import IOU_THRESHOLDS, Protocol, Style, Task
 
 Floats = npt.NDArray[np.float64]
@@ -38,6 +40,7 @@ class CocoAp:
     recall: Floats  # [T, K, A, M], -1 where there is no ground truth
     warnings: tuple[Warned, ...] = ()  # what is odd about the results
     sigmas: tuple[float, ...] | None = None  # OKS, of each keypoint
+    spread: Spread | None = None  # over resamples of the images
 
     def precision_curve(self, iou: float | None) -> Floats:
         """[R] precision at RECALL_THRESHOLDS, mean over classes, at one IoU threshold or (None) over all of them."""
@@ -63,6 +66,8 @@ def evaluate_coco(
     engine: Engine = "hotcoco",
     style: Style = "coco",
     categories: Sequence[str] | None = None,
+    resamples: int = 0,
+    seed: int = 0,
 ) -> CocoAp:
     """AP and AR of `results` against `ground_truth`; neither is changed.
 
@@ -76,12 +81,16 @@ def evaluate_coco(
         engine: "hotcoco" or "pycocotools"; the numbers are equal bit for bit. LVIS: hotcoco alone.
         style: whose rules.
         categories: names of those that are scored; None: all.
+        resamples: of the images, for `spread`; 0: without.
+        seed: of the resamples.
 
     Raises:
-        UserError: something cannot be scored.
+        UserError: something cannot be scored, or has no AP to resample.
     """
     truth = check_truth(ground_truth, task, style, categories)
     protocol = truth.protocol
+    if resamples:
+        check_bootstrap(protocol)
     if protocol.federated and engine != "hotcoco":
         raise UserError(f"LVIS's federated AP needs engine hotcoco, got {engine}: pycocotools does not know its rules")
     found, warnings = check_results(results, truth)
@@ -90,6 +99,11 @@ def evaluate_coco(
     counted = Counter(
         a["category_id"] for a in truth.coco["annotations"] if not a["iscrowd"] and a.get("num_keypoints", 1) > 0
     )
+    spread = None
+    if resamples:
+        weights = draw(len(truth.image_ids), resamples, seed)
+        sampled = resample(find_matches(truth, found), protocol, truth.frequencies, len(names), weights)
+        spread = spread_of(sampled, list(names.values()))
     values = {name: _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names.values())}
     return CocoAp(
         protocol=protocol,
@@ -100,6 +114,7 @@ def evaluate_coco(
         recall=recall,
         warnings=tuple(warnings),
         sigmas=truth.sigmas,
+        spread=spread,
     )
 
 

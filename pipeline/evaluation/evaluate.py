@@ -24,6 +24,7 @@ from pipeline.data.shard_rows import read_rows
 from pipeline.data.shards import Manifest, annotations, load_index, load_manifest, to_records
 from pipeline.data.storage import Location
 from pipeline.errors import UserError
+from pipeline.evaluation.bootstrap import check_bootstrap
 from pipeline.evaluation.cityscapes_shards import score_shards
 from pipeline.evaluation.cityscapes_submission import check_submission, write_submission
 from pipeline.evaluation.cityscapes_truth import check_cityscapes
@@ -33,7 +34,7 @@ from pipeline.evaluation.curves import pr_curves
 from pipeline.evaluation.instances import from_record, from_results
 from pipeline.evaluation.pictures import draw_comparison, gallery
 from pipeline.evaluation.predict import choose_rows, predict_shards
-from pipeline.evaluation.protocols import PROTOCOLS, Task
+from pipeline.evaluation.protocols import CITYSCAPES, PROTOCOLS, Task
 from pipeline.evaluation.tables import Ap, with_classes, write_ap_json, write_per_class_csv
 from pipeline.training.checkpoint import Meta, read_meta
 from pipeline.training.cluster import Layout
@@ -90,6 +91,8 @@ def choose_protocol(config: RunConfig, shards: Location) -> Scorer:
         raise DataError(
             f"{shards} holds data that are scored by {scoring!r}, not as LVIS's; set evaluate.protocol=coco"
         )
+    if config.evaluate.bootstrap:
+        check_bootstrap(CITYSCAPES if chosen == "cityscapes" else PROTOCOLS[chosen][tasks_of(config.model)[0]])
     return chosen
 
 
@@ -135,7 +138,7 @@ def evaluate(
     chosen = choose_rows(load_index(shards), config.evaluate.max_images)
     expected = set(chosen["sample_id"].to_pylist())
     truth: dict[str, Any] = {}
-    engine, categories = config.evaluate.engine, config.evaluate.categories
+    engine, categories, resamples = config.evaluate.engine, config.evaluate.categories, config.evaluate.bootstrap
     if protocol == "cityscapes":
         tasks = ("mask",)
     else:
@@ -158,7 +161,7 @@ def evaluate(
     if protocol == "cityscapes":
         aps = {"mask": score_shards(shards, found)}
     else:
-        aps = {task: evaluate_coco(truth, results, task, engine, protocol, categories) for task in tasks}
+        aps = {task: evaluate_coco(truth, results, task, engine, protocol, categories, resamples) for task in tasks}
     directory.mkdir(parents=True, exist_ok=True)
     for task in tasks:  # one file a task: with boxes in it, pycocotools takes the boxes' areas for its sizes
         keys = ("image_id", "category_id", PROTOCOLS["coco"][task].geometry, "score")

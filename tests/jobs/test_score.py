@@ -132,6 +132,19 @@ def test_bad_input_ends_with_code_2(files: tuple[Path, Path], words: str, messag
     assert message in " ".join(done.stderr.split())
 
 
+def test_bootstrap_adds_intervals(files: tuple[Path, Path]) -> None:
+    words = ("--predictions", files[0], "--annotations", files[1], "--bootstrap", 50)
+    content = json.loads(run(*words, "--json").stdout)
+    low, high = content["interval"]["AP"]
+    assert low <= content["stats"][0] <= high and high - low > 0.01
+    assert content["interval"]["per_class"].keys() == content["per_class"].keys()
+    assert json.loads(run(*words[:4], "--json").stdout)["interval"] is None
+    done = run(*words)
+    assert done.exit_code == 0 and f"{100 * low:.1f}-{100 * high:.1f}" in done.stdout
+    done = run(*words, "--task", "proposal")
+    assert done.exit_code == 2 and "proposals have recall alone" in " ".join(done.stderr.split())
+
+
 def test_cut_off_files_and_results_of_other_data(files: tuple[Path, Path]) -> None:
     predictions, annotations = files
     predictions.write_text(predictions.read_text()[:50])

@@ -2,16 +2,25 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.evaluation.bootstrap import Spread
 from pipeline.evaluation.cityscapes_ap import CityscapesAp
 from pipeline.evaluation.coco_ap import CocoAp
 from pipeline.evaluation.protocols import PROTOCOLS, STAT_NAMES
-from pipeline.evaluation.tables import ap_tables, per_class_table, with_classes, write_ap_json, write_per_class_csv
+from pipeline.evaluation.tables import (
+    ap_tables,
+    per_class_table,
+    read_ap_json,
+    with_classes,
+    write_ap_json,
+    write_per_class_csv,
+)
 
 
 def ap(value: float, classes: dict[str, float]) -> CocoAp:
@@ -75,3 +84,22 @@ def test_files_hold_every_digit_and_no_nan(tmp_path: Path) -> None:
             ["größe, 猫", "7", str(1 / 3), str(1 / 3)],
             ["unseen", "7", "", ""],
         ]
+
+
+def test_intervals_stand_beside_their_numbers(tmp_path: Path) -> None:
+    spread = Spread(1000, {"AP": (0.41, 0.493), "AP_large": (math.nan, math.nan)}, {"a": (0.1, 0.9)})
+    found = replace(ap(0.45678, {"a": 0.1}), spread=spread)
+    lines = {
+        line.split()[0]: line.split()
+        for line in show(next(ap_tables({"box": found, "mask": found}))).splitlines()
+        if line.strip()
+    }
+    assert lines["box"] == ["box", "95", "%", "mask", "95", "%"]
+    assert lines["AP"][1:5] == ["45.7", "41.0-49.3"] * 2
+    assert lines["AP_large"][1:3] == ["-", "-"] and lines["AR_100"][1:3] == ["45.7", "45.7"]
+    assert "a 10.0 10.0-90.0 7" in " ".join(show(per_class_table({"box": found})).split())
+    write_ap_json({"box": found}, tmp_path / "ap.json")
+    interval = json.loads((tmp_path / "ap.json").read_text())["box"]["interval"]
+    assert interval == {"AP": [0.41, 0.493], "AP_large": None, "per_class": {"a": [0.1, 0.9]}, "resamples": 1000}
+    numbers = read_ap_json(tmp_path / "ap.json")["box"]
+    assert set(numbers.stats) == set(STAT_NAMES) and numbers.per_class == {"a": 0.1}
