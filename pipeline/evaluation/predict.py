@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import torch
 from ray.data import ActorPoolStrategy
 
@@ -25,9 +26,12 @@ from pipeline.data.shards import to_records
 from pipeline.data.storage import Location, Storage
 from pipeline.data.stream import rows_dataset
 from pipeline.errors import UserError
+from pipeline.evaluation.attempts import LostError, start_counting
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.training.checkpoint import Meta, load_model, read_meta
 from pipeline.training.cluster import Layout
+
+RETRIES = 3  # workers that may take over a batch, one after the other
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,21 @@ class Predicted:
 class Predictor:
     """A model ready to detect: used by Ray actors for shards, and directly for files."""
 
-    def __init__(self, checkpoint: str, threads: int, device: str, config: RunConfig | None = None) -> None:
-        """`config` is the checkpoint's own where it is None; weights must fit its model."""
+    def __init__(
+        self,
+        checkpoint: str,
+        threads: int,
+        device: str,
+        config: RunConfig | None = None,
+        attempts: Any = None,
+    ) -> None:
+        """`config` is the checkpoint's own where it is None; weights must fit its model.
+
+        `attempts`: handle of what counts deaths (see attempts.py), where workers may be started again.
+        """
+        self.attempts = attempts
+        if attempts is not None:
+            _obey(attempts.start.remote())
         torch.set_num_threads(threads)
         model, self.config, self.meta = load_model(Path(checkpoint), config)
         check_views(self.config, self.meta)
@@ -79,7 +96,12 @@ class Predictor:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of shards -> rows of (sample_id, results as JSON, error)."""
+        batch = tuple(table["sample_id"].to_pylist())
+        if self.attempts is not None:
+            _obey(self.attempts.begin.remote(batch))
         predicted = self.results(to_records(table))
+        if self.attempts is not None:
+            self.attempts.end.remote(batch)
         return pa.table(
             {
                 "sample_id": [p.sample_id for p in predicted],
@@ -87,6 +109,13 @@ class Predictor:
                 "error": pa.array([p.error for p in predicted], pa.string()),
             }
         )
+
+
+def _obey(verdict: Any) -> None:
+    """Raises LostError where Attempts says so."""
+    told = ray.get(verdict)
+    if told is not None:
+        raise LostError(told)
 
 
 def view_recipes(height: int, width: int, config: RunConfig) -> list[Recipe]:
@@ -117,16 +146,31 @@ def choose_rows(index: pa.Table, max_images: int | None) -> pa.Table:
     return chosen.take(np.argsort(aspect, kind="stable"))
 
 
-def predict_shards(checkpoint: Path, shards: Location, config: RunConfig, layout: Layout) -> Iterator[Predicted]:
+def predict_shards(
+    checkpoint: Path, shards: Location, config: RunConfig, layout: Layout, retries: int = RETRIES
+) -> Iterator[Predicted]:
     """Detections of the images of `shards` (evaluate.max_images of them), each exactly once, as they come.
 
-    `config` is the checkpoint's own, or one that differs in what its weights do not depend on. Raises UserError.
+    Where a worker dies, another one takes over what it had not finished.
+
+    Args:
+        checkpoint: directory.
+        shards: where the images are.
+        config: the checkpoint's own, or one that differs in what its weights do not depend on.
+        layout: of the workers.
+        retries: how many workers may take over a batch that killed the one before.
+
+    Raises:
+        UserError: the views do not go with the model.
+        LostError: a batch killed every worker that took it, or workers died before they took any.
     """
     check_views(config, read_meta(checkpoint)[1])
     place, data, size = Storage.at(shards).uri, config.data, config.evaluate.batch_images
     rows = choose_rows(load_mixture(place), config.evaluate.max_images)
     per_task = -(-data.task_rows // size) * size
     tasks = [rows.slice(start, per_task) for start in range(0, rows.num_rows, per_task)]
+    workers = min(layout.workers, len(tasks))
+    attempts = start_counting(workers, retries)
     predicted = rows_dataset(tasks, [place], make_reading(config)).map_batches(
         Predictor,
         fn_constructor_kwargs={
@@ -134,12 +178,23 @@ def predict_shards(checkpoint: Path, shards: Location, config: RunConfig, layout
             "threads": layout.threads,
             "device": "cuda" if layout.gpus else "cpu",
             "config": config,
+            "attempts": attempts,
         },
         batch_size=size,
         batch_format="pyarrow",
         num_cpus=layout.cpus,
         num_gpus=layout.gpus,
-        compute=ActorPoolStrategy(size=min(layout.workers, len(tasks))),
+        compute=ActorPoolStrategy(size=workers),  # what dies is started again, without end
     )
-    for row in predicted.iter_rows():
+    rows_found = iter(predicted.iter_rows())
+    while True:
+        try:
+            row = next(rows_found)
+        except StopIteration:
+            return
+        except Exception as error:  # Ray has several for what a worker raises
+            told = ray.get(attempts.verdict.remote())
+            if told is not None:
+                raise LostError(told) from error
+            raise
         yield Predicted(row["sample_id"], json.loads(row["results"]), row["error"])

@@ -1,5 +1,7 @@
 """Detections of shards: each chosen image once, the same from Ray's actors as from the model in hand."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +34,8 @@ from pipeline.data.shard_rows import read_rows
 from pipeline.data.shards import load_index, to_records
 from pipeline.errors import UserError
 from pipeline.evaluation import predict as module
-from pipeline.evaluation.predict import Predictor, check_views, choose_rows, predict_shards
+from pipeline.evaluation.attempts import LostError
+from pipeline.evaluation.predict import Predicted, Predictor, check_views, choose_rows, predict_shards
 from pipeline.training.checkpoint import CheckpointError, Meta, save_checkpoint
 from pipeline.training.cluster import Layout
 from pipeline.training.optim import make_sgd
@@ -198,7 +201,6 @@ def test_mirrored_keypoints_need_to_be_told_apart(config: RunConfig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "most"), [(1, None), (2, 5)])
 def test_actors_predict_each_chosen_image_once_and_as_the_model_in_hand(
     local_ray: None,
     checkpoint: Path,
@@ -206,9 +208,8 @@ def test_actors_predict_each_chosen_image_once_and_as_the_model_in_hand(
     config: RunConfig,
     predictor: Predictor,
     records: list[Record],
-    workers: int,
-    most: int | None,
 ) -> None:
+    workers, most = 2, 5
     config = replace(config, evaluate=replace(config.evaluate, max_images=most))
     found = list(predict_shards(checkpoint, shapes / "val", config, Layout(workers, 0.0, 2 / workers)))
     chosen = choose_rows(load_index(shapes / "val"), most)["sample_id"].to_pylist()
@@ -223,3 +224,48 @@ def test_actors_predict_each_chosen_image_once_and_as_the_model_in_hand(
         np.testing.assert_allclose(
             [r["bbox"] for r in actor.results], [r["bbox"] for r in own.results], rtol=1e-4, atol=1e-3
         )
+
+
+@pytest.mark.slow
+def test_what_a_killed_worker_had_in_hand_is_done_by_another_once_or_named(
+    local_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
+    shapes: Path,
+    config: RunConfig,
+    predictor: Predictor,
+    records: list[Record],
+    tmp_path: Path,
+) -> None:
+    """A worker is killed by SIGKILL in the middle of the second batch, once; then it is killed at each of its tries."""
+    chosen = choose_rows(load_index(shapes / "val"), None)["sample_id"].to_pylist()
+    batches = [chosen[start : start + 3] for start in range(0, len(chosen), 3)]
+    marks = tmp_path / "kills"
+
+    class Mortal(Predictor):  # local, so that its pickle has the code: workers cannot import this file
+        most = 1
+
+        def results(self, records: list[Record]) -> list[Predicted]:
+            kills = len(marks.read_text()) if marks.exists() else 0
+            if records[0]["sample_id"] == batches[1][0] and kills < self.most:
+                with marks.open("a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().results(records)
+
+    monkeypatch.setattr(module, "Predictor", Mortal)
+    found = list(predict_shards(checkpoint, shapes / "val", config, Layout(1, 0.0, 1.0)))
+    assert marks.read_text() == "x"
+    assert [p.sample_id for p in found] == chosen
+    torch.set_num_threads(1)
+    by_id = {record["sample_id"]: record for record in records}
+    assert found == [p for batch in batches for p in predictor.results([by_id[i] for i in batch])]
+
+    marks.unlink()
+    Mortal.most = 1000
+    before = []
+    with pytest.raises(LostError) as caught:
+        before.extend(predict_shards(checkpoint, shapes / "val", config, Layout(1, 0.0, 1.0), retries=0))
+    assert marks.read_text() == "x"
+    names = ", ".join(map(str, batches[1]))
+    assert str(caught.value).startswith(f"every worker that had one of the samples {names} in hand died (1 of them)")
