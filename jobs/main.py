@@ -190,6 +190,46 @@ def evaluate(
     run(checkpoint, data, [*(overrides or []), *chosen], out_dir)
 
 
+@app.command()
+def compare(
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="Results: a JSON file, a run's or evaluation's directory, or an MLflow run id."
+        ),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other system's, on the same images.")],
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON", help="Ground truth: COCO's or LVIS's.", show_default="the shards that were evaluated"
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DIR_OR_URI", help="Where these shards lie now.", show_default="where they lay"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="box|mask|keypoint", help="What is compared.", show_default="mask, where both have it"),
+    ] = None,
+    categories: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="Compare on these alone.", show_default="all")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=20, help="Of the images.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    runs: Annotated[Path, typer.Option(help="Directory with the MLflow store of run ids.")] = Path("runs"),
+    uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_default="the store in --runs")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Is B better than A? Differences of AP, with intervals and p-values from resamples of the images."""
+    from jobs.compare import Options
+    from jobs.compare import compare as run
+
+    names = None if categories is None else [name.strip() for name in categories.split(",")]
+    run(a, b, Options(annotations, data, task, names, resamples, seed, runs, uri), as_json=as_json)
+
+
 def _quoted(text: str) -> str:
     """As YAML."""
     return "'" + text.replace("'", "''") + "'"

@@ -26,7 +26,7 @@ CONFIDENCE = 0.95
 _CELLS = 2**24  # of the largest arrays: bounds memory
 _TILE = 2**16  # cells that stay in the processor's cache
 _ROWS = 512  # of weights, that are added up at once
-_EPS = np.spacing(1)  # cocoeval.py adds it to a count
+EPS = np.spacing(1)  # cocoeval.py adds it to a count
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,10 @@ def _interpolated(right: Weights, counted: Weights, objects: Floats) -> Floats:
     tile = max(1, _TILE // resamples)
     for end in range(hits, 0, -tile):
         start = max(0, end - tile)
-        precision = right[start:end] / (counted[start:end] + _EPS)
+        precision = right[start:end] / (counted[start:end] + EPS)
         for row in precision[::-1]:  # the best that comes at this recall or a higher one
             best = np.maximum(best, row, out=row)
-        steps = _thresholds_up_to(right[max(0, start - 1) : end] / objects)
+        steps = thresholds_up_to(right[max(0, start - 1) : end] / objects)
         steps = (
             np.diff(steps, axis=0, prepend=np.zeros((1, resamples), steps.dtype))
             if start == 0
@@ -266,7 +266,7 @@ def _interpolated(right: Weights, counted: Weights, objects: Floats) -> Floats:
     return np.asarray(total / len(RECALL_THRESHOLDS))
 
 
-def _thresholds_up_to(recall: Floats) -> Floats:
+def thresholds_up_to(recall: Floats) -> Floats:
     """How many of the recall thresholds are at most each recall."""
     below = np.floor(recall * (len(RECALL_THRESHOLDS) - 1) + 1e-9)  # the threshold i is i / 100, give or take a bit
     return below + (recall >= RECALL_THRESHOLDS[below.astype(np.intp)])

@@ -1,7 +1,7 @@
 """AP of a checkpoint on shards, by COCO's, LVIS's or Cityscapes' protocol in original pixels, with files to explain it.
 
 Into one directory: results_box.json, results_mask.json and results_keypoint.json (COCO's results format), ap.json,
-per_class.csv, pr_curves.png (not by Cityscapes' protocol), pictures/*.png. Of an RPN alone: its recall, and
+evaluation.json (of what), per_class.csv, pr_curves.png (not by Cityscapes' protocol), pictures/*.png. Of an RPN alone: its recall, and
 results_proposal.json. Beside it, where evaluate.submission is set, a directory for Cityscapes' server; it would be too
 many files for MLflow.
 """
@@ -22,7 +22,7 @@ from pipeline.data.proposals import require_proposals
 from pipeline.data.quarantine import DataError
 from pipeline.data.shard_rows import read_rows
 from pipeline.data.shards import Manifest, annotations, load_index, load_manifest, to_records
-from pipeline.data.storage import Location
+from pipeline.data.storage import Location, Storage
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import check_bootstrap
 from pipeline.evaluation.cityscapes_shards import score_shards
@@ -31,6 +31,7 @@ from pipeline.evaluation.cityscapes_truth import check_cityscapes
 from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
 from pipeline.evaluation.coco_truth import check_truth
 from pipeline.evaluation.curves import pr_curves
+from pipeline.evaluation.evaluated import Evaluated, first_images
 from pipeline.evaluation.instances import from_record, from_results
 from pipeline.evaluation.pictures import draw_comparison, gallery
 from pipeline.evaluation.predict import choose_rows, predict_shards
@@ -142,7 +143,7 @@ def evaluate(
     if protocol == "cityscapes":
         tasks = ("mask",)
     else:
-        truth = _restrict(annotations(shards), expected)
+        truth = first_images(annotations(shards), [*expected])
         for task in tasks:  # what cannot be scored is not predicted first
             check_truth(truth, task, protocol, categories)
     found: dict[int, list[dict[str, Any]]] = {}
@@ -168,6 +169,8 @@ def evaluate(
         lines = [{key: result[key] for key in keys} for result in results]
         (directory / f"results_{task}.json").write_text(json.dumps(lines))
     write_ap_json(aps, directory / "ap.json")
+    data = Evaluated(Storage.at(shards).uri, manifest.fingerprint, protocol, categories, config.evaluate.max_images)
+    data.write(directory)
     if by_class := with_classes(aps):
         write_per_class_csv(by_class, directory / "per_class.csv")
     if curves := {task: ap for task, ap in aps.items() if isinstance(ap, CocoAp) and ap.per_class}:
@@ -179,13 +182,6 @@ def evaluate(
         write_submission(shards, chosen, found, submission)
     pictures = _draw(chosen, shards, found, manifest, config.evaluate.pictures, directory / "pictures", config.model)
     return Evaluation(aps, len(found), undecodable, directory, pictures, submission)
-
-
-def _restrict(truth: dict[str, Any], sample_ids: set[int]) -> dict[str, Any]:
-    return truth | {
-        "images": [image for image in truth["images"] if image["id"] in sample_ids],
-        "annotations": [a for a in truth["annotations"] if a["image_id"] in sample_ids],
-    }
 
 
 def _draw(

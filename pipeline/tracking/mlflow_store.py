@@ -85,6 +85,25 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
     return client, str(found.experiment_id)
 
 
+def fetch_artifacts(uri: str, run_id: str, folder: str, directory: Path) -> Path:
+    """The run's artifacts of a folder, below `directory`. Raises UserError where there are none."""
+    uri = resolve_uri(uri)
+    if uri.startswith(_SQLITE) and not _database(uri).is_file():
+        raise UserError(f"there is no MLflow store at {uri}; say where it is: --runs DIRECTORY, or --uri URI")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        client.get_run(run_id)
+        if not client.list_artifacts(run_id, folder):
+            raise UserError(f"MLflow run {run_id} at {uri} has no artifacts {folder}/; wait for its end, or evaluate")
+        return Path(client.download_artifacts(run_id, folder, str(directory)))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id} must be in the MLflow store at {uri}, got: {_first_line(error)}") from error
+
+
 def ui_command(uri: str) -> str:
     """What a user types (or opens) to see the runs."""
     if not uri.startswith(_SQLITE):
