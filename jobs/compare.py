@@ -201,7 +201,7 @@ def _table(title: str, differences: Mapping[str, Difference]) -> Table:
 
 
 def _image_table(found: Comparison) -> Table:
-    table = Table(box=SIMPLE_HEAD, title="images that differ most, AP of each alone, %", title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title="AP of single images, %", title_justify="left", title_style="bold")
     for heading in ("image", "A", "B", "B - A"):
         table.add_column(heading, justify="left" if heading == "image" else "right")
     for image in found.per_image[:_IMAGES]:

@@ -216,7 +216,7 @@ def compare(
     categories: Annotated[
         str | None, typer.Option(metavar="NAME,NAME", help="Compare on these alone.", show_default="all")
     ] = None,
-    resamples: Annotated[int, typer.Option(min=20, help="Of the images.")] = 1000,
+    resamples: Annotated[int, typer.Option(min=100, help="Of the images.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     runs: Annotated[Path, typer.Option(help="Directory with the MLflow store of run ids.")] = Path("runs"),
     uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_default="the store in --runs")] = None,

@@ -1,9 +1,9 @@
 """AP of a checkpoint on shards, by COCO's, LVIS's or Cityscapes' protocol in original pixels, with files to explain it.
 
 Into one directory: results_box.json, results_mask.json and results_keypoint.json (COCO's results format), ap.json,
-evaluation.json (of what), per_class.csv, pr_curves.png (not by Cityscapes' protocol), pictures/*.png. Of an RPN alone: its recall, and
-results_proposal.json. Beside it, where evaluate.submission is set, a directory for Cityscapes' server; it would be too
-many files for MLflow.
+evaluation.json (of what), per_class.csv, pr_curves.png (not by Cityscapes' protocol), pictures/*.png. Of an RPN alone:
+its recall, and results_proposal.json. Beside it, where evaluate.submission is set, a directory for Cityscapes' server;
+it would be too many files for MLflow.
 """
 
 import json

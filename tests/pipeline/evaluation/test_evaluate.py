@@ -14,8 +14,12 @@ from model.config import ModelConfig
 from pipeline.config import EvaluateConfig, RunConfig
 from pipeline.data.quarantine import DataError
 from pipeline.data.shards import annotations, load_index, load_manifest
+from pipeline.data.storage import Storage
+from pipeline.errors import UserError
 from pipeline.evaluation import evaluate as module
-from pipeline.evaluation.evaluate import Evaluation, check_classes, evaluate
+from pipeline.evaluation.coco_ap import evaluate_coco
+from pipeline.evaluation.evaluate import Evaluation, check_classes, choose_protocol, evaluate
+from pipeline.evaluation.evaluated import ground_truth, read_evaluated
 from pipeline.evaluation.predict import Predicted, choose_rows
 from pipeline.training.checkpoint import Meta
 from pipeline.training.cluster import Layout
@@ -149,3 +153,25 @@ def test_other_classes_are_refused(val: Path, names: Any, message: str) -> None:
     check_classes(meta, val)
     with pytest.raises(DataError, match=message):
         check_classes(replace(meta, class_names=names(meta.class_names)), val)
+
+
+@pytest.mark.parametrize("most", [None, 3])
+def test_what_was_evaluated_is_kept_and_found_again(
+    monkeypatch: pytest.MonkeyPatch, val: Path, tmp_path: Path, most: int | None
+) -> None:
+    config = replace(CONFIG, evaluate=EvaluateConfig(pictures=0, max_images=most, bootstrap=20))
+    found, _ = score(monkeypatch, val, tmp_path / "out", perfect(val, most), config)
+    assert json.loads((tmp_path / "out/ap.json").read_text())["box"]["interval"]["AP"] == pytest.approx([1, 1])
+    kept = read_evaluated(tmp_path / "out")
+    truth = ground_truth(kept)
+    results = json.loads((tmp_path / "out/results_mask.json").read_text())
+    assert {image["id"] for image in truth["images"]} == set(
+        choose_rows(load_index(val), most)["sample_id"].to_pylist()
+    )
+    assert evaluate_coco(truth, results, "mask").stats == pytest.approx(found.aps["mask"].stats, nan_ok=True)
+
+
+def test_resampling_of_an_rpns_recall_is_refused_first(val: Path) -> None:
+    config = replace(CONFIG, model=replace(CONFIG.model, box=None, mask=None), evaluate=EvaluateConfig(bootstrap=9))
+    with pytest.raises(UserError, match="recall alone"):
+        choose_protocol(config, Storage.at(val))

@@ -13,7 +13,7 @@ from pipeline.evaluation.cityscapes_ap import CityscapesAp
 from pipeline.evaluation.protocols import STAT_NAMES
 from pipeline.evaluation.tables import Numbers, read_ap_json, write_ap_json
 from pipeline.tracking.mlflow_run import CHANGED_TAG, Tracker, flatten
-from pipeline.tracking.mlflow_store import default_uri
+from pipeline.tracking.mlflow_store import default_uri, fetch_artifacts
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +180,21 @@ def test_flatten() -> None:
         "a.d": "x",
         "e": '[null, "y"]',
     }
+
+
+def test_a_folder_of_a_run_is_fetched(uri: str, tmp_path: Path) -> None:
+    tracker = Tracker.start(uri, "maskrcnn", "evaluated")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/ap.json").write_text("{}")
+    tracker.log_artifact(tmp_path / "evaluation")
+    (tmp_path / "fetched").mkdir()
+    found = fetch_artifacts(uri, tracker.run_id, "evaluation", tmp_path / "fetched")
+    assert found.parent == tmp_path / "fetched" and (found / "ap.json").read_text() == "{}"
+    for run_id, folder, words in (
+        (tracker.run_id, "pictures", "has no artifacts pictures/"),
+        ("0" * 32, "evaluation", "must be in the MLflow store at"),
+    ):
+        with pytest.raises(UserError, match=words):
+            fetch_artifacts(uri, run_id, folder, tmp_path / "fetched")
+    with pytest.raises(UserError, match="there is no MLflow store at"):
+        fetch_artifacts(default_uri(tmp_path / "none"), tracker.run_id, "evaluation", tmp_path)
