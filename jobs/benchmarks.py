@@ -72,6 +72,20 @@ def data(
     run(annotations, images, threads=threads, rounds=rounds, epochs=epochs)
 
 
+@app.command("evaluate")
+def evaluate(
+    images: Annotated[int, typer.Option(min=1, help="Invented images.")] = 5000,
+    detections: Annotated[int, typer.Option(min=1, help="An image.")] = 100,
+    classes: Annotated[int, typer.Option(min=1, help="Of objects.")] = 80,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that take turns; medians are shown.")] = 1,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the images, for intervals.")] = 1000,
+) -> None:
+    """COCO AP of boxes and masks against pycocotools: time, memory, equality; intervals; pasting masks."""
+    from jobs.benchmark_evaluate import benchmark_evaluate as run
+
+    run(images=images, detections=detections, classes=classes, rounds=rounds, resamples=resamples)
+
+
 @app.command("variants")
 def variants(
     tables: Annotated[

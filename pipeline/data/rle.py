@@ -148,6 +148,34 @@ def _numbers(counts: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return values, ends
 
 
+def compress_many(runs: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[bytes]:
+    """Compressed counts of N masks, whose run lengths follow each other in `runs`, sizes[i] of the i-th (at least 1).
+
+    From the fourth run of a mask on, the text has the difference to the one before the last.
+    """
+    starts = np.cumsum(sizes) - sizes
+    values = runs.copy()
+    values[2:] -= runs[:-2]
+    for i in range(3):  # the first three of each mask stay as they are
+        kept = (starts + i)[sizes > i]
+        values[kept] = runs[kept]
+
+    characters: list[NDArray[np.uint8]] = []  # the k-th character of every value
+    written: list[NDArray[np.bool_]] = []  # and whether the value has one
+    active = np.ones(len(values), dtype=np.bool_)
+    while active.any():
+        bits = values & 0x1F
+        values >>= 5
+        more = values != np.where(bits & 0x10, -1, 0)  # the rest is not just the sign
+        characters.append((bits + 48 + 32 * more).astype(np.uint8))
+        written.append(active)
+        active = active & more
+    used = np.stack(written, axis=1)
+    text = np.stack(characters, axis=1)[used].tobytes()
+    ends = np.cumsum(np.add.reduceat(used.sum(axis=1), starts)).tolist()
+    return [text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+
+
 def sound(counts: Sequence[bytes], pixels: Sequence[int]) -> NDArray[np.bool_]:
     """Which of N compressed counts are valid runs that add up to `pixels`: from_segmentation's check, of many at once.
 

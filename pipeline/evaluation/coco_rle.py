@@ -13,6 +13,7 @@ import numpy.typing as npt
 from model.config import Paste
 from model.ops.masks import paste_crops
 from model.types import Detections
+from pipeline.data import rle
 from pipeline.errors import UserError
 
 Integers = npt.NDArray[np.int64]
@@ -76,7 +77,7 @@ def encode_crops(crops: Sequence[tuple[int, int, npt.NDArray[Any]]], height: int
     if not crops:
         return []
     runs = [_run_lengths(y0, x0, crop, height, width) for y0, x0, crop in crops]
-    return _compress(runs)
+    return rle.compress_many(np.concatenate(runs), np.array([len(r) for r in runs]))
 
 
 def _run_lengths(y0: int, x0: int, crop: npt.NDArray[Any], height: int, width: int) -> Integers:
@@ -104,30 +105,3 @@ def _run_lengths(y0: int, x0: int, crop: npt.NDArray[Any], height: int, width: i
     if changes.size and changes[-1] == end:
         changes = changes[:-1]
     return np.diff(changes, prepend=0, append=end)
-
-
-def _compress(runs: list[Integers]) -> list[bytes]:
-    """Each mask's run lengths as COCO's text: from the fourth on, the difference to the one before the last."""
-    sizes = np.array([len(r) for r in runs])
-    starts = np.cumsum(sizes) - sizes
-    counts = np.concatenate(runs)
-    values = counts.copy()
-    values[2:] -= counts[:-2]
-    for i in range(3):  # the first three of each mask stay as they are
-        kept = (starts + i)[sizes > i]
-        values[kept] = counts[kept]
-
-    characters: list[npt.NDArray[np.uint8]] = []  # the k-th character of every value
-    written: list[npt.NDArray[np.bool_]] = []  # and whether the value has one
-    active = np.ones(len(values), dtype=np.bool_)
-    while active.any():
-        bits = values & 0x1F
-        values >>= 5
-        more = values != np.where(bits & 0x10, -1, 0)  # the rest is not just the sign
-        characters.append((bits + 48 + 32 * more).astype(np.uint8))
-        written.append(active)
-        active = active & more
-    used = np.stack(written, axis=1)
-    text = np.stack(characters, axis=1)[used].tobytes()
-    ends = np.cumsum(np.add.reduceat(used.sum(axis=1), starts)).tolist()
-    return [text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
