@@ -55,9 +55,8 @@ def invent_detections(rng: np.random.Generator, objects: Things, images: int, cl
         own = np.arange(bounds[image - 1], bounds[image])
         found = np.repeat(own, rng.poisson(2.5, len(own)))[:count]
         off = abs(rng.normal(0, 0.12, len(found)))
-        moved = objects.boxes[found] + rng.normal(0, 1, (len(found), 4)) * (
-            off[:, None] * objects.boxes[found][:, [2, 3, 2, 3]]
-        )
+        boxes = objects.boxes[found]
+        moved = boxes + rng.normal(0, 1, (len(found), 4)) * off[:, None] * boxes[:, [2, 3, 2, 3]]
         confused = rng.random(len(found)) < 0.2
         labels = np.where(confused, rng.integers(1, classes + 1, len(found)), objects.classes[found])
         scores = 1 / (1 + np.exp(-(3 - 14 * off - 2 * confused + rng.normal(0, 1, len(found)))))
@@ -156,7 +155,8 @@ def _inside(boxes: Floats) -> Floats:
     """Cut to the image; at least 2 pixels of each."""
     low = np.clip(boxes[:, :2], 0, (WIDTH - 2, HEIGHT - 2))
     high = np.clip(boxes[:, :2] + boxes[:, 2:], low + 2, (WIDTH, HEIGHT))
-    return np.round(np.concatenate((low, high - low), axis=1), 2)
+    cut: Floats = np.concatenate((low, high - low), axis=1).round(2)
+    return cut
 
 
 def _joined(parts: list[Things]) -> Things:

@@ -185,31 +185,47 @@ def sound(counts: Sequence[bytes], pixels: Sequence[int]) -> NDArray[np.bool_]:
     good = lengths > 0
     if not good.any():
         return good & np.equal(pixels, 0)
-    symbols = np.frombuffer(b"".join(counts), dtype=np.uint8).astype(np.int64) - 48
+    symbols = np.frombuffer(b"".join(counts), dtype=np.uint8) - np.uint8(48)  # what is too small becomes too large
     firsts = (np.cumsum(lengths) - lengths)[good]  # of each that is not empty
-    good[good] = (np.minimum.reduceat(symbols, firsts) >= 0) & (np.maximum.reduceat(symbols, firsts) <= 63)
+    good[good] = np.maximum.reduceat(symbols, firsts) <= 63
     good[good] &= symbols[(np.cumsum(lengths) - 1)[good]] & 0x20 == 0  # the last run ends
-    symbols = symbols[np.repeat(good, lengths)]
+    if not good.all():
+        symbols = symbols[np.repeat(good, lengths)]
     if not len(symbols):
         return good
-    ends = np.flatnonzero((symbols & 0x20) == 0)  # [R] last character of each run
+    ends = np.flatnonzero(symbols < 0x20)  # [R] last character of each run
     starts = np.concatenate(([0], ends[:-1] + 1))
     characters = ends - starts + 1
-    place = np.minimum(np.arange(len(symbols)) - np.repeat(starts, characters), 7)  # of the character in its run
-    values = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
-    values -= np.where(symbols[ends] & 0x10, np.int64(1) << (5 * (place[ends] + 1)), 0)  # sign
-    own = np.repeat(np.arange(np.count_nonzero(good)), lengths[good])[ends]  # [R] whose run it is
-    first = np.flatnonzero(np.diff(own, prepend=-1))  # [N] its first run
-    number = np.arange(len(own)) - first[own]
-    for parity in (1, 2):  # runs 1, 3, ... and 2, 4, ... are sums of the differences before them
-        chosen = np.flatnonzero((number >= parity) & ((number - parity) % 2 == 0))
-        sums = np.cumsum(values[chosen])
-        begin = np.flatnonzero(number[chosen] == parity)
-        before = np.concatenate(([0], sums))[begin]
-        values[chosen] = sums - np.repeat(before, np.diff(np.append(begin, len(chosen))))
+    lasts = np.searchsorted(ends, np.cumsum(lengths[good]) - 1)  # [N] last run of each mask
+    counted = np.diff(lasts, prepend=-1)  # [N] its runs
+    first = lasts - counted + 1
     fits = np.maximum.reduceat(characters, first) <= 7
-    fits &= np.minimum.reduceat(values, first) >= 0
-    fits &= np.add.reduceat(values, first) == np.asarray(pixels)[good]
+    values = (symbols[starts] & 0x1F).astype(np.int64)
+    longer = np.flatnonzero(characters > 1)
+    for place in range(1, 7):  # few runs have more than two characters
+        values[longer] += (symbols[starts[longer] + place] & 0x1F).astype(np.int64) << (5 * place)
+        negative = longer[characters[longer] == place + 1]
+        values[negative] -= (symbols[ends[negative]] & 0x10).astype(np.int64) << (5 * place + 1)
+        longer = longer[characters[longer] > place + 1]
+    single = (characters == 1) & (symbols[starts] & 0x10 > 0)
+    values[single] -= 32
+    # From the fourth on, a run is the difference to the one before the last: two running sums, each of every other run
+    # of a mask, once every mask has an even number of them (behind a first one that stands alone).
+    even = counted + counted % 2
+    padded = np.zeros(even.sum() + 2 * len(counted), dtype=np.int64)
+    start = np.cumsum(even + 2) - even - 2  # [N] of a mask in `padded`
+    padded[np.arange(len(values)) + np.repeat(start + 1 - first, counted)] = values  # 0, run 0; run 1, run 2; ...
+    pairs = padded.reshape(-1, 2)
+    head = start // 2
+    zeroth = pairs[head, 1].copy()
+    pairs[head, 1] = 0
+    sums = np.stack((np.cumsum(pairs[:, 0]), np.cumsum(pairs[:, 1])), axis=1)
+    rows = np.diff(np.append(head, len(sums)))
+    sums -= np.repeat(sums[head], rows, axis=0)
+    tail = np.repeat(counted + 1, rows) <= 2 * (np.arange(len(sums)) - np.repeat(head, rows)) + np.array([[0], [1]])
+    sums[tail.T] = 0  # behind the last run
+    fits &= (np.minimum.reduceat(sums.min(axis=1), head) >= 0) & (zeroth >= 0)
+    fits &= np.add.reduceat(sums.sum(axis=1), head) + zeroth == np.asarray(pixels)[good]
     good[good] = fits
     return good
 

@@ -128,8 +128,14 @@ def class_names(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
 def _run_hotcoco(truth: Truth, found: Results) -> tuple[Floats, Floats]:
     """Precision [T, R, K, A, M] and recall [T, K, A, M]."""
     source, protocol = hotcoco.COCO(truth.coco), truth.protocol
-    rows = found.as_rows(truth) if protocol.geometry == "bbox" and len(found.scores) else None
-    detected = source.load_res(found.as_json(truth) if rows is None else rows)
+    rows = found.as_rows(truth) if protocol.geometry != "keypoints" and len(found.scores) else None
+    if rows is None:
+        detected = source.load_res(found.as_json(truth))
+    else:
+        masks: Any = found.masks or None
+        detected = source.load_res(rows, segmentation=masks)
+        if masks:  # else a detection has the area of its box
+            detected.update_anns(ids=np.arange(1, len(masks) + 1), area=hotcoco.mask.area(masks))
     evaluator = hotcoco.COCOeval(source, detected, protocol.iou_type, lvis_style=protocol.federated)
     evaluator.params.max_dets = list(protocol.limits)
     if truth.sigmas is not None:

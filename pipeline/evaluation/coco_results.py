@@ -68,7 +68,7 @@ class Results:
     categories: NDArray[np.int64]  # [N], place among the scored category ids in rising order; 0 without classes
     scores: NDArray[np.float64]  # [N]
     shapes: NDArray[np.float64]  # [N, 4] xywh or [N, 3J] keypoints, pixels; of masks [N, 0]
-    masks: list[str]  # N compressed counts, of an image's size; without masks empty
+    masks: list[Json]  # N RLEs with compressed counts, of their image's size; without masks empty
 
     def take(self, rows: NDArray[Any]) -> "Results":
         """Some of them, by number or as a mask."""
@@ -76,21 +76,13 @@ class Results:
         masks = list(map(self.masks.__getitem__, rows.tolist())) if self.masks else []
         return Results(self.images[rows], self.categories[rows], self.scores[rows], self.shapes[rows], masks)
 
-    def segmentations(self, truth: Truth) -> list[Json]:
-        """The masks as COCO's RLEs."""
-        sizes = [list(truth.sizes[i]) for i in truth.image_ids]
-        return [
-            {"size": sizes[image], "counts": counts}
-            for image, counts in zip(self.images.tolist(), self.masks, strict=True)
-        ]
-
     def as_json(self, truth: Truth) -> list[Json]:
         """COCO's results format, with the task's geometry alone.
 
         A box in a result of masks or keypoints is left out: pycocotools would take the box's area for the size ranges.
         """
         geometry = truth.protocol.geometry
-        shapes = self.segmentations(truth) if geometry == "segmentation" else self.shapes.tolist()
+        shapes = self.masks if geometry == "segmentation" else self.shapes.tolist()
         images = map(truth.image_ids.__getitem__, self.images.tolist())
         categories = map(truth.category_ids.__getitem__, self.categories.tolist())
         return [
@@ -121,7 +113,7 @@ def check_results(source: Sequence[Any], truth: Truth) -> tuple[Results, list[Wa
     if results is None:
         results = _one_by_one(source, truth, bad)
     elif truth.protocol.geometry == "segmentation":
-        _check_masks(results.masks, results.segmentations(truth), range(len(source)), bad)
+        _check_masks(results.masks, range(len(source)), bad)
     if bad.count:
         raise _refusal(bad, len(source), truth)
     _look_at_repetitions(results, odd)
@@ -167,9 +159,9 @@ def _all_at_once(source: Sequence[Any], truth: Truth) -> Results | None:
             sizes = [list(truth.sizes[i]) for i in truth.image_ids]
             if list(map(itemgetter("size"), shapes)) != list(map(sizes.__getitem__, images.tolist())):
                 return None
-            masks = list(map(itemgetter("counts"), shapes))
-            if set(map(type, masks)) - {str}:
+            if set(map(type, map(itemgetter("counts"), shapes))) - {str}:
                 return None
+            masks = shapes
             numbers = np.zeros((len(source), 0))
         else:
             masks = []
@@ -209,10 +201,10 @@ def _one_by_one(source: Sequence[Any], truth: Truth, bad: _Found) -> Results:
         copies.append((places[image], classes[category] if truth.protocol.classes else int(category), score, shape))
         numbers.append(number)
     images, categories, scores, shapes = zip(*copies, strict=True) if copies else ((), (), (), ())
-    masks: list[str] = []
+    masks: list[Json] = []
     if truth.protocol.geometry == "segmentation":
-        masks = [shape["counts"] for shape in shapes]
-        _check_masks(masks, shapes, numbers, bad)
+        masks = list(shapes)
+        _check_masks(masks, numbers, bad)
     return Results(
         np.array(images, np.int64),
         np.array(categories, np.int64),
@@ -269,12 +261,12 @@ def _mask(shape: Any, size: tuple[int, int]) -> Json:
     return {"size": list(size), "counts": counts}
 
 
-def _check_masks(masks: Sequence[str], shapes: Sequence[Json], numbers: Sequence[int], bad: _Found) -> None:
-    """Whether compressed counts are valid: of `shapes`, which are the results `numbers`."""
+def _check_masks(masks: Sequence[Json], numbers: Sequence[int], bad: _Found) -> None:
+    """Whether compressed counts are valid: of the results `numbers`."""
     for start in range(0, len(masks), _MASKS):
-        chunk = shapes[start : start + _MASKS]
-        counts = [text.encode("ascii", errors="replace") for text in masks[start : start + _MASKS]]
-        sound = rle.sound(counts, [shape["size"][0] * shape["size"][1] for shape in chunk])
+        chunk = masks[start : start + _MASKS]
+        counts = [mask["counts"].encode("ascii", errors="replace") for mask in chunk]
+        sound = rle.sound(counts, [mask["size"][0] * mask["size"][1] for mask in chunk])
         for place in np.flatnonzero(~sound).tolist():
             try:
                 rle.from_segmentation(chunk[place], *chunk[place]["size"])
@@ -296,7 +288,7 @@ def _look_at_repetitions(results: Results, odd: _Found) -> None:
     columns = [results.images, results.categories, (results.scores + 0.0).view(np.int64)]  # + 0: there is a -0
     columns += list((results.shapes + 0.0).view(np.int64).T)
     if results.masks:
-        columns.append(np.fromiter(map(hash, results.masks), np.int64, len(results.masks)))
+        columns.append(np.fromiter((hash(mask["counts"]) for mask in results.masks), np.int64, len(results.masks)))
     mixed = np.zeros(len(results.scores), np.uint64)
     for column in columns:
         mixed = (mixed ^ (mixed >> np.uint64(29)) ^ column.view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)

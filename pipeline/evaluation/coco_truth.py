@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from pipeline.data import rle
 from pipeline.errors import UserError
 from pipeline.evaluation.protocols import PROTOCOLS, Protocol, Style, Task, default_sigmas
@@ -86,6 +88,8 @@ def check_truth(
         if copy["category_id"] in scored:
             # pycocotools takes an annotation with id 0 for "no match", so ours count from 1.
             annotations.append({**copy, "id": number})
+    if protocol.geometry == "segmentation":
+        _check_masks(annotations, source["annotations"])
     sigmas = _pose(annotations, source["categories"]) if task == "keypoint" else None
     frequencies = tuple(c["frequency"] for c in categories) if protocol.federated else ()
     if not protocol.classes:
@@ -114,9 +118,10 @@ def _annotation(
         if not math.isfinite(copy["area"]):
             raise ValueError(f"an area must be finite, got {copy['area']}")
         if mask:
-            height, width = sizes[copy["image_id"]]
-            counts = rle.from_segmentation(copy["segmentation"], height, width).decode("ascii")
-            copy["segmentation"] = {"size": [height, width], "counts": counts}
+            size, shape = list(sizes[copy["image_id"]]), copy["segmentation"]
+            if not isinstance(shape, dict) or shape.get("size") != size or not isinstance(shape.get("counts"), str):
+                shape = {"counts": rle.from_segmentation(shape, *size).decode("ascii")}
+            copy["segmentation"] = {"size": size, "counts": shape["counts"]}
         if protocol.geometry == "keypoints":
             copy["keypoints"] = [float(v) for v in given.get("keypoints") or ()]
             labelled = sum(v > 0 for v in copy["keypoints"][2::3])
@@ -124,6 +129,19 @@ def _annotation(
     except (TypeError, ValueError) as error:
         raise UserError(f"{what} cannot be used: {error}; mend it") from error
     return copy
+
+
+def _check_masks(annotations: Sequence[Json], given: Sequence[Any]) -> None:
+    """Whether compressed counts are valid; all at once, for one by one it takes longer than scoring them."""
+    masks = [a["segmentation"] for a in annotations]
+    counts = [mask["counts"].encode("ascii", errors="replace") for mask in masks]
+    for place in np.flatnonzero(~rle.sound(counts, [mask["size"][0] * mask["size"][1] for mask in masks])).tolist():
+        number = annotations[place]["id"]
+        try:
+            rle.from_segmentation(masks[place], *masks[place]["size"])
+        except ValueError as error:
+            what = f"annotation {given[number - 1].get('id', number)} of the ground truth"
+            raise UserError(f"{what} cannot be used: {error}; mend it") from error
 
 
 def _federate(source: Mapping[str, Any], images: list[Json], categories: list[Json]) -> None:

@@ -154,7 +154,7 @@ def _box_overlaps(truth: Truth, detections: Results, crowds: Bools) -> Overlap:
 
 
 def _mask_overlaps(truth: Truth, detections: Results, crowds: Bools) -> Overlap:
-    objects, masks = truth.coco["annotations"], detections.segmentations(truth)
+    objects, masks = truth.coco["annotations"], detections.masks
     used = np.zeros(len(crowds), np.bool_) if truth.protocol.federated else crowds
     return lambda who, what: hotcoco.primitives.mask_iou(
         [masks[i] for i in who], [objects[i]["segmentation"] for i in what], used[what]
@@ -199,8 +199,7 @@ def _areas(truth: Truth, detections: Results) -> Floats:
     if truth.protocol.geometry == "bbox":
         return np.asarray(detections.shapes[:, 2] * detections.shapes[:, 3])
     if truth.protocol.geometry == "segmentation":
-        masks = detections.segmentations(truth)
-        return np.asarray(hotcoco.mask.area(masks), np.float64) if masks else np.zeros(0)
+        return np.asarray(hotcoco.mask.area(detections.masks), np.float64) if detections.masks else np.zeros(0)
     points = detections.shapes.reshape(len(detections.scores), -1, 3)[:, :, :2]
     return np.asarray(np.ptp(points, axis=1).prod(axis=1)) if len(points) else np.zeros(0)
 

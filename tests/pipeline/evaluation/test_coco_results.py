@@ -122,6 +122,14 @@ def test_polygons_of_annotations_and_results_are_masks() -> None:
             "annotation 1 of the ground truth cannot be used",
         ),
         ({"annotations": [{**TRUTH["annotations"][0], "segmentation": []}]}, "no polygon in the segmentation"),
+        (
+            {
+                "annotations": [
+                    {**TRUTH["annotations"][0], "id": 77, "segmentation": {"size": [100, 200], "counts": "0"}}
+                ]
+            },
+            "annotation 77 of the ground truth cannot be used: the RLE's runs must add up to 100 x 200 = 20000, got 0",
+        ),
     ],
 )
 def test_ground_truth_that_cannot_be_used(change: dict[str, Any], words: str) -> None:
