@@ -20,7 +20,7 @@ from pipeline.evaluation.coco_truth import Json, Truth, checked_box
 
 _SHOWN = 3  # examples of each kind
 _OUTSIDE_PX = 1.0  # a box may leave its image by this
-_MASKS = 4096  # that are checked at once
+_MASKS = 1024  # that are checked at once: what is computed of them stays in the cache
 _MOST_EXACT = 2**53  # whole numbers up to it are floats too
 NO_RESULT = "images have no result"
 
