@@ -198,7 +198,7 @@ def _one_by_one(source: Sequence[Any], truth: Truth, bad: _Found) -> Results:
             kind, got = error.args
             bad.add(kind, f"result {number}: {got}")
             continue
-        copies.append((places[image], classes[category] if truth.protocol.classes else int(category), score, shape))
+        copies.append((places[image], classes[category] if truth.protocol.classes else category, score, shape))
         numbers.append(number)
     images, categories, scores, shapes = zip(*copies, strict=True) if copies else ((), (), (), ())
     masks: list[Json] = []
@@ -225,6 +225,8 @@ def _result(result: Any, truth: Truth) -> tuple[int, Any, float, Any]:
         known = not protocol.classes or category in truth.categories
     except (KeyError, TypeError, IndexError) as error:
         raise _BadError(*_why(result, truth)) from error
+    if not protocol.classes and not isinstance(category, int):
+        category = 1  # it is of no class anyway
     if not known:
         raise _BadError("have a category_id that the ground truth does not have", f"{category!r:.40}")
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):

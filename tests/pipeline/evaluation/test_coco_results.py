@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.errors import UserError
@@ -135,3 +136,32 @@ def test_polygons_of_annotations_and_results_are_masks() -> None:
 def test_ground_truth_that_cannot_be_used(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         evaluate_coco({**TRUTH, **change}, [], "mask")
+
+
+def test_ids_that_are_no_floats() -> None:
+    """The engine takes columns of floats, where ids fit."""
+    far = 2**60
+    truth = {
+        **TRUTH,
+        "images": [{**image, "id": far + image["id"]} for image in TRUTH["images"]],
+        "annotations": [{**a, "image_id": far + a["image_id"]} for a in TRUTH["annotations"]],
+    }
+    results = [{**GOOD, "image_id": far + 1}, {**GOOD, "image_id": far + 2}]
+    for task in ("box", "proposal"):
+        near = evaluate_coco(TRUTH, [{**r, "image_id": r["image_id"] - far} for r in results], task)  # type: ignore[arg-type]
+        assert evaluate_coco(truth, results, task).stats == pytest.approx(near.stats, nan_ok=True)  # type: ignore[arg-type]
+
+
+def test_a_proposal_may_have_any_category() -> None:
+    ap = evaluate_coco(TRUTH, [{**GOOD, "category_id": "thing"}], "proposal")
+    assert ap.stats["AR_100"] == pytest.approx(1)
+
+
+def test_one_odd_result_does_not_change_how_the_others_are_read() -> None:
+    """Numbers of numpy are no plain ones: then each is looked at by itself, with the same outcome."""
+    results = [GOOD, {**GOOD, "image_id": 2, "score": 1}, {**GOOD, "category_id": 44, "score": 0.25}]
+    plain, _ = check_results(results, check_truth(TRUTH, "box"))
+    odd, _ = check_results([*results[:2], {**results[2], "score": np.float64(0.25)}], check_truth(TRUTH, "box"))
+    for name in ("images", "categories", "scores", "shapes"):
+        assert np.array_equal(getattr(plain, name), getattr(odd, name))
+    assert plain.images.tolist() == [0, 1, 0] and plain.categories.tolist() == [0, 0, 1]
