@@ -209,23 +209,20 @@ def sound(counts: Sequence[bytes], pixels: Sequence[int]) -> NDArray[np.bool_]:
         longer = longer[characters[longer] > place + 1]
     single = (characters == 1) & (symbols[starts] & 0x10 > 0)
     values[single] -= 32
-    # From the fourth on, a run is the difference to the one before the last: two running sums, each of every other run
-    # of a mask, once every mask has an even number of them (behind a first one that stands alone).
-    even = counted + counted % 2
-    padded = np.zeros(even.sum() + 2 * len(counted), dtype=np.int64)
-    start = np.cumsum(even + 2) - even - 2  # [N] of a mask in `padded`
-    padded[np.arange(len(values)) + np.repeat(start + 1 - first, counted)] = values  # 0, run 0; run 1, run 2; ...
-    pairs = padded.reshape(-1, 2)
-    head = start // 2
-    zeroth = pairs[head, 1].copy()
-    pairs[head, 1] = 0
-    sums = np.stack((np.cumsum(pairs[:, 0]), np.cumsum(pairs[:, 1])), axis=1)
-    rows = np.diff(np.append(head, len(sums)))
-    sums -= np.repeat(sums[head], rows, axis=0)
-    tail = np.repeat(counted + 1, rows) <= 2 * (np.arange(len(sums)) - np.repeat(head, rows)) + np.array([[0], [1]])
-    sums[tail.T] = 0  # behind the last run
-    fits &= (np.minimum.reduceat(sums.min(axis=1), head) >= 0) & (zeroth >= 0)
-    fits &= np.add.reduceat(sums.sum(axis=1), head) + zeroth == np.asarray(pixels)[good]
+    # From the fourth on, a run is the difference to the one before the last. Two running sums, of every other value,
+    # of all masks at once: what came before a mask is taken off again.
+    zeroth = values[first]
+    values[first] = 0  # stands alone
+    sums = np.empty_like(values)
+    np.cumsum(values[::2], out=sums[::2])
+    np.cumsum(values[1::2], out=sums[1::2])
+    before = np.zeros((len(first), 2), dtype=np.int64)  # of each parity, the last sum before the mask
+    for back in (1, 2):
+        some = first >= back
+        before[some, (first[some] - back) % 2] = sums[first[some] - back]
+    sums -= before[np.repeat(np.arange(len(first)), counted), np.arange(len(values)) % 2]
+    fits &= (np.minimum.reduceat(sums, first) >= 0) & (zeroth >= 0)
+    fits &= np.add.reduceat(sums, first) + zeroth == np.asarray(pixels)[good]
     good[good] = fits
     return good
 
