@@ -230,7 +230,12 @@ class DuringTrainingConfig(Section):
 class EvaluateConfig(Section):
     """Evaluation on data.val, after training and perhaps while it goes on."""
 
-    LIMITS: ClassVar[dict[str, Limit]] = {"batch_images": COUNT, "max_images": COUNT, "pictures": NOT_NEGATIVE}
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "batch_images": COUNT,
+        "max_images": COUNT,
+        "pictures": NOT_NEGATIVE,
+        "report_pictures": NOT_NEGATIVE,
+    }
 
     batch_images: int = 8  # a worker
     protocol: Scorer | None = None  # null: that of the data
@@ -238,6 +243,8 @@ class EvaluateConfig(Section):
     categories: tuple[str, ...] | None = None  # names of those that are scored; null: all
     max_images: int | None = None  # null: all of data.val
     pictures: int = 8  # prediction beside ground truth
+    report: bool = True  # also write report/report.html
+    report_pictures: int = 6  # in each of its galleries
     submission: bool = False  # also write the files that Cityscapes' server takes
     tta: TTAConfig | None = None  # null: one view of each picture
     during_training: DuringTrainingConfig | None = None

@@ -107,3 +107,16 @@ def figure(image: str, caption: str, strong: str = "") -> str:
 def section(key: str, title: str, *parts: str) -> str:
     """A part of a page, that a link to #key leads to."""
     return f"<section id={html.escape(key)}><h2>{html.escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def link(target: str, text: str) -> str:
+    """A link within the page."""
+    return f'<a href="{html.escape(target)}">{html.escape(text)}</a>'
+
+
+def tiles(numbers: Iterable[tuple[str, str]]) -> str:
+    """Large numbers, each above its name."""
+    shown = (
+        f"<div class=tile><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>" for name, value in numbers
+    )
+    return f"<div class=tiles>{''.join(shown)}</div>"

@@ -80,12 +80,37 @@ def evaluate_coco(
     Raises:
         UserError: something cannot be scored.
     """
+    return score(prepare(ground_truth, results, task, style, categories), engine)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked ground truth and results of one task: what is scored, and what a report explains."""
+
+    truth: Truth
+    found: list[dict[str, Any]]
+    warnings: tuple[Warned, ...]  # what is odd about the results
+
+
+def prepare(
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    task: Task,
+    style: Style = "coco",
+    categories: Sequence[str] | None = None,
+) -> Prepared:
+    """Check what `evaluate_coco` is to score; its arguments. Raises UserError."""
     truth = check_truth(ground_truth, task, style, categories)
-    protocol = truth.protocol
+    found, warnings = check_results(results, truth)
+    return Prepared(truth, found, tuple(warnings))
+
+
+def score(prepared: Prepared, engine: Engine = "hotcoco") -> CocoAp:
+    """The numbers. Raises UserError where the engine does not know the protocol."""
+    truth, protocol = prepared.truth, prepared.truth.protocol
     if protocol.federated and engine != "hotcoco":
         raise UserError(f"LVIS's federated AP needs engine hotcoco, got {engine}: pycocotools does not know its rules")
-    found, warnings = check_results(results, truth)
-    precision, recall = _ENGINES[engine](truth, found)
+    precision, recall = _ENGINES[engine](truth, prepared.found)
     names = class_names(truth.coco["categories"])
     counted = Counter(
         a["category_id"] for a in truth.coco["annotations"] if not a["iscrowd"] and a.get("num_keypoints", 1) > 0
@@ -98,7 +123,7 @@ def evaluate_coco(
         instances={name: counted[category] for category, name in names.items()},
         precision=precision if protocol.classes else None,
         recall=recall,
-        warnings=tuple(warnings),
+        warnings=prepared.warnings,
         sigmas=truth.sigmas,
     )
 

@@ -1,14 +1,16 @@
 """AP of a checkpoint on shards, by COCO's, LVIS's or Cityscapes' protocol in original pixels, with files to explain it.
 
 Into one directory: results_box.json, results_mask.json and results_keypoint.json (COCO's results format), ap.json,
-per_class.csv, pr_curves.png (not by Cityscapes' protocol), pictures/*.png. Of an RPN alone: its recall, and
-results_proposal.json. Beside it, where evaluate.submission is set, a directory for Cityscapes' server; it would be too
+per_class.csv, pr_curves.png (not by Cityscapes' protocol), pictures/*.png, report/report.html. Of an RPN alone: its
+recall, and results_proposal.json. Beside it, where evaluate.submission is set, a directory for Cityscapes' server; it would be too
 many files for MLflow.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,12 @@ from pipeline.data.proposals import require_proposals
 from pipeline.data.quarantine import DataError
 from pipeline.data.shard_rows import read_rows
 from pipeline.data.shards import Manifest, annotations, load_index, load_manifest, to_records
-from pipeline.data.storage import Location
+from pipeline.data.storage import Location, Storage
 from pipeline.errors import UserError
 from pipeline.evaluation.cityscapes_shards import score_shards
 from pipeline.evaluation.cityscapes_submission import check_submission, write_submission
 from pipeline.evaluation.cityscapes_truth import check_cityscapes
-from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
+from pipeline.evaluation.coco_ap import CocoAp, prepare
 from pipeline.evaluation.coco_truth import check_truth
 from pipeline.evaluation.curves import pr_curves
 from pipeline.evaluation.instances import from_record, from_results
@@ -35,6 +37,10 @@ from pipeline.evaluation.pictures import draw_comparison, gallery
 from pipeline.evaluation.predict import choose_rows, predict_shards
 from pipeline.evaluation.protocols import PROTOCOLS, Task
 from pipeline.evaluation.tables import Ap, with_classes, write_ap_json, write_per_class_csv
+from pipeline.report.picture_source import of_shards
+from pipeline.report.report import Subject, main_task, write_report
+from pipeline.report.scoring import Scoring
+from pipeline.report.speed import Speed, Stopwatch
 from pipeline.training.checkpoint import Meta, read_meta
 from pipeline.training.cluster import Layout
 
@@ -51,6 +57,7 @@ class Evaluation:
     directory: Path
     pictures: tuple[Path, ...]
     submission: Path | None = None  # a directory
+    report: Path | None = None  # the page
 
 
 def check_classes(meta: Meta, shards: Location) -> None:
@@ -108,6 +115,7 @@ def evaluate(
     layout: Layout,
     directory: Path,
     on_progress: Callable[[int], None],
+    report_dir: Path | None = None,
 ) -> Evaluation:
     """Predict, score, draw. Ray must run.
 
@@ -118,6 +126,7 @@ def evaluate(
         layout: workers that predict.
         directory: where files go.
         on_progress: told how many images are done.
+        report_dir: where the report goes, if evaluate.report asks for one; None: directory/report.
 
     Raises:
         DataError: the shards have other classes, or no keypoints for a model that finds them, or no
@@ -144,6 +153,7 @@ def evaluate(
             check_truth(truth, task, protocol, categories)
     found: dict[int, list[dict[str, Any]]] = {}
     undecodable: dict[int, str] = {}
+    watch = Stopwatch()
     for predicted in predict_shards(checkpoint, shards, config, layout):
         if predicted.sample_id in found:
             raise RuntimeError(f"sample {predicted.sample_id} was predicted twice: a bug in reading the shards")
@@ -151,14 +161,23 @@ def evaluate(
         if predicted.error is not None:
             undecodable[predicted.sample_id] = predicted.error
         on_progress(len(found))
+        watch.saw(len(found))
+    prediction = watch.stop(str(layout))
     if found.keys() != expected:
         raise RuntimeError(f"{len(expected - found.keys())} images were not predicted: a bug in reading the shards")
     results = [result for sample_id in sorted(found) for result in found[sample_id]]
-    aps: dict[str, Ap]
+    scoring = Scoring(main_task(dict.fromkeys(tasks)) if config.evaluate.report else None)
     if protocol == "cityscapes":
-        aps = {"mask": score_shards(shards, found)}
+        start = time.perf_counter()
+        scoring.aps["mask"] = score_shards(shards, found)
+        scoring.score_seconds = time.perf_counter() - start
+        if config.evaluate.report:  # its matching is COCO's, and the page says so
+            truth = _restrict(annotations(shards), expected)
+            scoring.explain(prepare(truth, results, "mask"))
     else:
-        aps = {task: evaluate_coco(truth, results, task, engine, protocol, categories) for task in tasks}
+        for task in tasks:
+            scoring.score(truth, results, task, engine, protocol, categories)
+    aps = scoring.aps
     directory.mkdir(parents=True, exist_ok=True)
     for task in tasks:  # one file a task: with boxes in it, pycocotools takes the boxes' areas for its sizes
         keys = ("image_id", "category_id", PROTOCOLS["coco"][task].geometry, "score")
@@ -175,7 +194,23 @@ def evaluate(
     if submission is not None:
         write_submission(shards, chosen, found, submission)
     pictures = _draw(chosen, shards, found, manifest, config.evaluate.pictures, directory / "pictures", config.model)
-    return Evaluation(aps, len(found), undecodable, directory, pictures, submission)
+    report = None
+    if scoring.prepared is not None:
+        facts = f"{checkpoint.name}, {len(found):,} images" + (f", {len(undecodable)} not decoded" * bool(undecodable))
+        report = write_report(
+            Subject(
+                title=f"{checkpoint.absolute().parent.name} on {Storage.at(shards).name}",
+                facts=f"{facts}, {len(results):,} detections, {protocol}'s protocol, {date.today().isoformat()}",
+                aps=aps,
+                analyses=scoring.analyses,
+                prepared=scoring.prepared,
+                speed=Speed(len(found), scoring.score_seconds, scoring.analysis_seconds, prediction),
+                source=of_shards(shards, chosen, truth, manifest.keypoints.skeleton if manifest.keypoints else ()),
+                pictures=config.evaluate.report_pictures,
+            ),
+            report_dir or directory / "report",
+        )
+    return Evaluation(aps, len(found), undecodable, directory, pictures, submission, report)
 
 
 def _restrict(truth: dict[str, Any], sample_ids: set[int]) -> dict[str, Any]:

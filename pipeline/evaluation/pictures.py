@@ -46,15 +46,29 @@ def draw_comparison(
         path: file to write; its ending chooses the format (.png, .jpg).
         skeleton: pairs of keypoints (from 0) to join.
     """
+    titles = (f"prediction: {_objects(predicted)}", f"ground truth: {_objects(ground_truth)}")
+    _save(compare(image, ground_truth, predicted, class_names, skeleton, titles), path)
+
+
+def compare(
+    image: Pixels,
+    ground_truth: Instances,
+    predicted: Instances,
+    class_names: Sequence[str],
+    skeleton: Sequence[tuple[int, int]],
+    titles: tuple[str, str],
+    longer_px: int | None = None,
+) -> Image.Image:
+    """`draw_comparison` in memory, with titles of one's own, and panels with this longer side."""
     panels = [
-        _titled(_panel(image, predicted, class_names, skeleton), f"prediction: {_objects(predicted)}"),
-        _titled(_panel(image, ground_truth, class_names, skeleton), f"ground truth: {_objects(ground_truth)}"),
+        _titled(_panel(image, predicted, class_names, skeleton, longer_px), titles[0]),
+        _titled(_panel(image, ground_truth, class_names, skeleton, longer_px), titles[1]),
     ]
     width = sum(panel.width for panel in panels) + _GAP_PX
     sheet = Image.new("RGB", (width, panels[0].height), "white")
     sheet.paste(panels[0], (0, 0))
     sheet.paste(panels[1], (panels[0].width + _GAP_PX, 0))
-    _save(sheet, path)
+    return sheet
 
 
 def draw_predictions(image: Pixels, predicted: Instances, class_names: Sequence[str], path: Path) -> None:

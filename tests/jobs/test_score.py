@@ -122,8 +122,10 @@ def test_tables_warnings_and_categories(files: tuple[Path, Path], monkeypatch: p
         ("--predictions {p} --annotations {p}", "has no list 'images'"),
         ("", "there is nothing to score"),
         ("ckpt", "there is nothing to score"),
-        ("ckpt --data shards --json", "--task, --engine and --json go with --predictions"),
-        ("ckpt --data shards --task mask", "--task, --engine and --json go with --predictions"),
+        ("ckpt --data shards --json", "--task, --engine, --images and --json go with --predictions"),
+        ("ckpt --data shards --images here", "--task, --engine, --images and --json go with --predictions"),
+        ("--predictions {p} --annotations {a} --images here", "--images and --report-pictures are of the report"),
+        ("ckpt --data shards --task mask", "--task, --engine, --images and --json go with --predictions"),
     ],
 )
 def test_bad_input_ends_with_code_2(files: tuple[Path, Path], words: str, message: str) -> None:

@@ -5,7 +5,8 @@ from pycocotools import mask as coco_mask
 from model.types import Detections
 from pipeline.data.records import Record
 from pipeline.evaluation.coco_rle import detections_to_results
-from pipeline.evaluation.instances import from_detections, from_record, from_results
+from pipeline.evaluation.instances import from_record, from_results
+from pipeline.evaluation.shown_detections import from_detections
 
 
 def test_from_detections_and_from_their_results() -> None:
