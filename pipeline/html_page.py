@@ -30,6 +30,7 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin-bottom: 1rem }
 .tile { background: var(--card); border-radius: 8px; padding: .6rem 1.1rem; min-width: 5.5rem }
 .tile b { display: block; font-size: 1.6rem; line-height: 1.25; font-weight: 600 } .tile span { color: var(--soft) }
 .tables, .charts { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start }
+.charts figure { flex: 1 1 28rem; max-width: 620px }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: .15rem .8rem .15rem 0; text-align: left; overflow-wrap: anywhere }
 th { font-weight: 600; border-bottom: 1px solid var(--line) } td.n, th.n { text-align: right; white-space: nowrap }
@@ -37,7 +38,7 @@ tr + tr td { border-top: 1px solid var(--thin) } tr.strong td { font-weight: 600
 table.sorts th { cursor: pointer } .scroll { max-height: 34rem; overflow: auto }
 img { max-width: 100%; height: auto; display: block } figure { margin: 0 0 1.4rem }
 figcaption { overflow-wrap: anywhere; font-size: .93rem } figcaption b { font-weight: 600 }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 34rem), 1fr)); gap: 0 1.4rem }
+.gallery { columns: 2 30rem; column-gap: 1.4rem } .gallery figure { break-inside: avoid }
 .gallery img { border-radius: 4px; margin-bottom: .3rem }
 details { margin-top: 1rem } summary { cursor: pointer; color: var(--link) }
 .list { columns: 2 26rem; margin-top: .5rem }

@@ -2,11 +2,12 @@
 
 Into one directory: results_box.json, results_mask.json and results_keypoint.json (COCO's results format), ap.json,
 per_class.csv, pr_curves.png (not by Cityscapes' protocol), pictures/*.png, report/report.html. Of an RPN alone: its
-recall, and results_proposal.json. Beside it, where evaluate.submission is set, a directory for Cityscapes' server; it would be too
-many files for MLflow.
+recall, and results_proposal.json. Beside it, where evaluate.submission is set, a directory for Cityscapes' server; it
+would be too many files for MLflow.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,7 +195,9 @@ def evaluate(
     if submission is not None:
         write_submission(shards, chosen, found, submission)
     pictures = _draw(chosen, shards, found, manifest, config.evaluate.pictures, directory / "pictures", config.model)
-    report = None
+    report, own = None, directory / "report"
+    if scoring.prepared is None or report_dir not in (None, own):
+        shutil.rmtree(own, ignore_errors=True)  # of an earlier evaluation
     if scoring.prepared is not None:
         facts = f"{checkpoint.name}, {len(found):,} images" + (f", {len(undecodable)} not decoded" * bool(undecodable))
         report = write_report(
@@ -208,7 +211,7 @@ def evaluate(
                 source=of_shards(shards, chosen, truth, manifest.keypoints.skeleton if manifest.keypoints else ()),
                 pictures=config.evaluate.report_pictures,
             ),
-            report_dir or directory / "report",
+            report_dir or own,
         )
     return Evaluation(aps, len(found), undecodable, directory, pictures, submission, report)
 

@@ -24,7 +24,7 @@ def draw_errors(analyses: Mapping[str, Analysis], path: Path) -> None:
     height = 0.8 / len(costs)
     drawn = figure(7.5, 1.2 + 0.5 * len(kinds) * max(1.0, len(costs) / 2))
     axes = drawn.subplots()
-    largest = max((100 * gain for cost in costs.values() for gain in cost.gains.values()), default=0.0)
+    largest = max(100 * float(np.nan_to_num(gain)) for cost in costs.values() for gain in cost.gains.values())
     for number, (task, cost) in enumerate(costs.items()):
         gains = np.nan_to_num([100 * cost.gains[kind] for kind in kinds])
         place = np.arange(len(kinds)) + (number - (len(costs) - 1) / 2) * height
@@ -45,7 +45,7 @@ def draw_sizes(sizes: Mapping[str, BySize], path: Path) -> None:
     drawn = figure(9, 4.4)
     axes, below = drawn.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     most = max(sizes.values(), key=lambda s: len(s.edges))
-    words = [f"≥ {low:g}" if high >= 1e5 else f"{low:g} to {high:g}" for low, high in most.edges]
+    words = [f"≥ {low:g}" if high >= 1e5 else f"{low:g}-{high:g}" for low, high in most.edges]
     width = 0.8 / len(sizes)
     for number, (task, by_size) in enumerate(sizes.items()):
         values = by_size.recall if by_size.ap is None else by_size.ap
@@ -120,15 +120,15 @@ def draw_confusion(matrix: Ints, names: Sequence[str], path: Path) -> None:
     """The matrix, coloured by the share of each row; with few classes the numbers too."""
     words = [short_name(name) for name in names] + ["background"]
     size = len(words)
-    side = min(12.5, 2.6 + max(0.62 if size <= _COUNTED_CLASSES else 0.15, 3.0 / size) * size)
-    drawn = figure(min(side + 0.6, 12.8), side)
+    cell = max(0.135, min(0.62, 6.0 / size))  # inches
+    drawn = figure(max(5.0, cell * size + 2.4), max(3.6, cell * size + 1.3))
     axes = drawn.subplots()
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
     shares[-1] = np.nan  # what was seen where nothing is has no total of its own
     shown = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
     axes.set_facecolor("#f3f3f3")
-    letters = 8 if size <= _COUNTED_CLASSES else max(4.5, 8 - size / 25)
+    letters = min(8.5, 72 * cell * 0.75)
     axes.set_xticks(range(size), words, rotation=90, fontsize=letters)
     axes.set_yticks(range(size), words, fontsize=letters)
     axes.set(xlabel="predicted as", ylabel="is")
@@ -146,6 +146,6 @@ def draw_confusion(matrix: Ints, names: Sequence[str], path: Path) -> None:
                 fontsize=7.5,
                 color="white" if dark else "#333333",
             )
-    bar: Any = drawn.colorbar(shown, ax=axes, shrink=0.6, aspect=30)
+    bar: Any = drawn.colorbar(shown, ax=axes, shrink=0.4, aspect=25)
     bar.set_label("% of the row")
     drawn.savefig(path)

@@ -117,8 +117,12 @@ def _whole(diagnosis: Diagnosis, min_score: float, image: int, quality: Floats) 
     here = diagnosis.object_images == image
     found = int(_found(diagnosis, min_score)[here].sum())
     false = int((_false(diagnosis, min_score) & (diagnosis.images == image)).sum())
-    said = f"{found} of {int(here.sum())} objects found, {false} false alarm{'' if false == 1 else 's'}"
+    said = f"{found} of {_plural(int(here.sum()), 'object')} found, {_plural(false, 'false alarm')}"
     return Example(image, f"quality {100 * quality[image]:.0f}", said)
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _one_an_image(places: Ints, images: Ints, count: int) -> Iterable[int]:

@@ -19,7 +19,7 @@ from pipeline.report.examples import Example
 Reader = Callable[[Sequence[int]], Iterator[tuple[int, Pixels | str]]]
 Window = tuple[int, int, int, int]  # x0, y0, x1, y1, pixels of the image
 
-_PANEL_PX = 560  # longer side of each of the two panels
+_PANEL_PX, _LETTERS_PX = 560, 18  # longer side of each of two panels, which a page shows at half of that or more
 _MOST = 40  # detections drawn in one picture, the best ones
 _CONTEXT = 0.6  # of the longer side of a box, on each side of it
 _LEAST_PX = 32  # of context
@@ -130,6 +130,7 @@ def _draw(
         skeleton,
         titles,
         _PANEL_PX,
+        _LETTERS_PX,
     )
 
 

@@ -6,6 +6,7 @@ What a task does not have is left out: curves of precision by Cityscapes' protoc
 matrix of one class.
 """
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,8 +79,8 @@ def write_report(subject: Subject, directory: Path) -> Path:
 
 def _errors(subject: Subject, directory: Path) -> sections.Part | None:
     costs = {task: a.precise.costs for task, a in subject.analyses.items() if a.precise is not None}
-    if not any(sum(c.counts.values()) for c in costs.values()):
-        return None
+    if all(math.isnan(cost.ap) for cost in costs.values()) or not any(sum(c.counts.values()) for c in costs.values()):
+        return None  # nothing to find, or nothing wrong
     charts.draw_errors(subject.analyses, directory / "errors.png")
     return sections.errors(subject.aps, costs, directory / "errors.png")
 

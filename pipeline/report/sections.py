@@ -108,7 +108,7 @@ def errors(aps: Mapping[str, Ap], costs: Mapping[str, ErrorCosts], chart: Path) 
     rows: list[list[object]] = [[kind, _MEANING[kind]] for kind in kinds]
     rows += [
         ["all false alarms", "if there were none"],
-        ["all not found", "if no object were asked for that was not hit"],
+        ["all not found", "if the objects that nothing hit were left out"],
     ]
     for task, cost in costs.items():
         named = f" {task}" if len(costs) > 1 else ""
