@@ -32,7 +32,7 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin-bottom: 1rem }
 .tables, .charts { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start }
 .charts figure { flex: 1 1 28rem; max-width: 620px }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-td, th { padding: .15rem .8rem .15rem 0; text-align: left; overflow-wrap: anywhere }
+td, th { padding: .15rem .8rem .15rem 0; text-align: left; overflow-wrap: break-word }
 th { font-weight: 600; border-bottom: 1px solid var(--line) } td.n, th.n { text-align: right; white-space: nowrap }
 tr + tr td { border-top: 1px solid var(--thin) } tr.strong td { font-weight: 600 }
 table.sorts th { cursor: pointer } .scroll { max-height: 34rem; overflow: auto }

@@ -7,7 +7,6 @@ would be too many files for MLflow.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,13 +38,14 @@ from pipeline.evaluation.predict import choose_rows, predict_shards
 from pipeline.evaluation.protocols import PROTOCOLS, Task
 from pipeline.evaluation.tables import Ap, with_classes, write_ap_json, write_per_class_csv
 from pipeline.report.picture_source import of_shards
-from pipeline.report.report import Subject, main_task, write_report
+from pipeline.report.report import Subject, main_task, remove_report, write_report
 from pipeline.report.scoring import Scoring
 from pipeline.report.speed import Speed, Stopwatch
 from pipeline.training.checkpoint import Meta, read_meta
 from pipeline.training.cluster import Layout
 
 PICTURE_SCORE = 0.5  # detections below it are not drawn
+_PROTOCOLS: dict[Scorer, str] = {"coco": "COCO", "lvis": "LVIS", "cityscapes": "Cityscapes"}
 
 
 @dataclass(frozen=True)
@@ -197,13 +197,14 @@ def evaluate(
     pictures = _draw(chosen, shards, found, manifest, config.evaluate.pictures, directory / "pictures", config.model)
     report, own = None, directory / "report"
     if scoring.prepared is None or report_dir not in (None, own):
-        shutil.rmtree(own, ignore_errors=True)  # of an earlier evaluation
+        remove_report(own)  # of an earlier evaluation
     if scoring.prepared is not None:
-        facts = f"{checkpoint.name}, {len(found):,} images" + (f", {len(undecodable)} not decoded" * bool(undecodable))
+        lost = f" ({len(undecodable)} not decoded)" if undecodable else ""
+        facts = (checkpoint.name, f"{len(found):,} images{lost}", f"{len(results):,} detections")
         report = write_report(
             Subject(
                 title=f"{checkpoint.absolute().parent.name} on {Storage.at(shards).name}",
-                facts=f"{facts}, {len(results):,} detections, {protocol}'s protocol, {date.today().isoformat()}",
+                facts=", ".join((*facts, f"{_PROTOCOLS[protocol]}'s protocol", date.today().isoformat())),
                 aps=aps,
                 analyses=scoring.analyses,
                 prepared=scoring.prepared,

@@ -6,8 +6,8 @@ What a task does not have is left out: curves of precision by Cityscapes' protoc
 matrix of one class.
 """
 
+import contextlib
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from pipeline.report.galleries import Source, draw_galleries
 from pipeline.report.speed import Speed
 
 _PICTURES_BYTES = 3_500_000  # of all JPEGs in the page; base64 makes a third more of it
-NAME = "report.html"
+NAME, GALLERIES = "report.html", "galleries"
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,8 @@ def main_task(tasks: Mapping[str, object]) -> str:
 
 def write_report(subject: Subject, directory: Path) -> Path:
     """Write it; what an earlier report left in `directory` goes. Returns the page."""
+    remove_report(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    pictures = directory / "pictures"
-    shutil.rmtree(pictures, ignore_errors=True)
-    for old in (*sections.CHARTS, NAME):
-        (directory / old).unlink(missing_ok=True)
     main = subject.analyses[main_task(subject.analyses)]
     parts = [
         sections.numbers(subject.aps, main, subject.speed.prediction is not None),
@@ -67,7 +64,7 @@ def write_report(subject: Subject, directory: Path) -> Path:
         _scores(main, directory),
         sections.classes(subject.aps, main),
         _confusion(main, directory),
-        *_galleries(subject, main, pictures),
+        *_galleries(subject, main, directory / GALLERIES),
         sections.speed(subject.speed),
     ]
     shown = [part for part in parts if part is not None]
@@ -75,6 +72,18 @@ def write_report(subject: Subject, directory: Path) -> Path:
     path = directory / NAME
     path.write_text(page(subject.title, subject.facts, body), encoding="utf-8")
     return path
+
+
+def remove_report(directory: Path) -> None:
+    """Remove what `write_report` wrote there, and nothing else."""
+    for old in (*sections.CHARTS, NAME):
+        (directory / old).unlink(missing_ok=True)
+    for name in sections.GALLERIES:
+        for old_picture in (directory / GALLERIES).glob(f"{name}-[0-9]*-[0-9]*.png"):
+            old_picture.unlink()
+    for place in (directory / GALLERIES, directory):
+        with contextlib.suppress(OSError):  # it is not there, or holds something else
+            place.rmdir()
 
 
 def _errors(subject: Subject, directory: Path) -> sections.Part | None:
@@ -136,7 +145,7 @@ def _galleries(subject: Subject, main: Analysis, directory: Path) -> list[sectio
             "worst": worst_images(diagnosis, score, count),
             "false-alarms": sure_false_alarms(diagnosis, count),
         } | chosen
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     drawn, unread = draw_galleries(
         chosen, subject.prepared, diagnosis, score, subject.source, directory, _PICTURES_BYTES
     )

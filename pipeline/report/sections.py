@@ -1,6 +1,5 @@
 """The parts of a report's page as HTML: numbers first, and below each chart a sentence on how to read it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.evaluation.cityscapes_ap import CityscapesAp
 from pipeline.evaluation.coco_results import NO_RESULT
 from pipeline.evaluation.tables import Ap, percent, with_classes
 from pipeline.html_page import figure, link, paragraph, picture, section, table
@@ -30,7 +30,7 @@ _MEANING = {
     "background": "overlaps no object by .1",
     "missed": "objects that nothing hit, nor meant with a wrong class or place",
 }
-_GALLERIES = {
+GALLERIES = {
     "best": (
         "Best images",
         "The images with the highest quality among those with at least as many objects as half of the images have.",
@@ -119,8 +119,7 @@ def errors(aps: Mapping[str, Ap], costs: Mapping[str, ErrorCosts], chart: Path) 
         rows[-2] += [f"{false:,}", percent(cost.without_false)]
         rows[-1] += ["", percent(cost.with_all)]
     base = ", ".join(f"{percent(cost.ap)} ({task})" for task, cost in costs.items())
-    official = {task: aps[task].stats.get("AP50", math.nan) for task in costs}
-    by_coco = all(math.isnan(official[t]) or abs(official[t] - cost.ap) < 1e-9 for t, cost in costs.items())
+    by_coco = not any(isinstance(aps[task], CityscapesAp) for task in costs)
     return _part(
         "errors",
         "Errors",
@@ -261,7 +260,7 @@ def confusion(matrix: Ints, main: Analysis, chart: Path | None) -> Part:
 
 def gallery(name: str, pictures: Sequence[Drawn], score: float) -> Part:
     """Pictures with what they show."""
-    title, said = _GALLERIES[name]
+    title, said = GALLERIES[name]
     if name in ("best", "worst"):
         said += f" {_QUALITY} Detections from a score of {score:.2f} on count."
     figures = (

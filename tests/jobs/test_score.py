@@ -179,12 +179,12 @@ def test_a_report_of_a_file(files: tuple[Path, Path], shapes: Path, tmp_path: Pa
     ap50 = json.loads(done.stdout)["stats"][1]
     page = (tmp_path / "report/report.html").read_text()
     assert f"AP at .5 is {100 * ap50:.1f} (box)." in page and "predicting was not timed" in page
-    assert len(list((tmp_path / "report/pictures").glob("worst-*.png"))) == 2
+    assert len(list((tmp_path / "report/galleries").glob("worst-*.png"))) == 2
     done = run(*words)
     assert done.exit_code == 0 and f"report      {tmp_path / 'report/report.html'}" in done.stdout
     page = (tmp_path / "report/report.html").read_text()
     assert "--images says where" in page and "data:image/jpeg" not in page
-    assert not (tmp_path / "report/pictures").exists()  # those of the first report are gone
+    assert not (tmp_path / "report/galleries").exists()  # those of the first report are gone
 
 
 def test_a_report_needs_no_torch_and_no_ray(files: tuple[Path, Path], shapes: Path, tmp_path: Path) -> None:

@@ -99,10 +99,10 @@ def test_a_report_lies_beside_the_numbers_or_elsewhere(
     assert evaluation.report == page
     text = page.read_text()
     assert "box AP" in text and "mask AP50" in text and "2 x" not in text and "1 x 1 CPU" in text
-    assert len(list((page.parent / "pictures").glob("best-01-*.png"))) == 1 and "data:image/jpeg" in text
-    assert not list((page.parent / "pictures").glob("missed*"))  # a perfect model misses nothing
+    assert len(list((page.parent / "galleries").glob("best-01-*.png"))) == 1 and "data:image/jpeg" in text
+    assert not list((page.parent / "galleries").glob("missed*"))  # a perfect model misses nothing
     names = {image["id"]: image["file_name"] for image in annotations(val)["images"]}
-    (best,) = (page.parent / "pictures").iterdir()
+    (best,) = (page.parent / "galleries").iterdir()
     assert names[int(best.stem.split("-")[-1])] in text
     elsewhere, _ = score(monkeypatch, val, tmp_path / "out", perfect(val), config, tmp_path / "there")
     assert elsewhere.report == tmp_path / "there/report.html" and not page.exists()

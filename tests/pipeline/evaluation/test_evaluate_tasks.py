@@ -169,7 +169,7 @@ def test_lvis_shards_are_scored_by_lvis_rules(monkeypatch: pytest.MonkeyPatch, s
     alone.results.append({"image_id": alone.sample_id, "category_id": category, "bbox": [0, 0, 60, 60], "score": 0.99})
     config = RunConfig(model=ModelConfig(mask=None), evaluate=EvaluateConfig(pictures=0, report_pictures=0))
     ap = score(monkeypatch, place, tmp_path / "out", predicted, config).aps["box"]
-    assert "lvis&#x27;s protocol" in (tmp_path / "out/report/report.html").read_text()
+    assert "LVIS&#x27;s protocol" in (tmp_path / "out/report/report.html").read_text()
     assert ap.stats["AP"] == ap.stats["AR_300"] == 1 and "AP_rare" in ap.stats
     results = [r for p in predicted for r in p.results]
     assert evaluate_coco(truth, results, "box").stats["AP"] < 1

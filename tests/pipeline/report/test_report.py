@@ -108,10 +108,10 @@ def test_every_section_is_there_and_nothing_leads_outside(tmp_path: Path) -> Non
     text = " ".join(page.text)
     assert EVIL in text and "1 & <b>.png" in text and "images a second" in text
     charts = ["errors", "precision-recall", "sizes", "scores", "calibration", "confusion"]
-    for path in [*(tmp_path / f"report/{name}.png" for name in charts), *(tmp_path / "report/pictures").iterdir()]:
+    for path in [*(tmp_path / f"report/{name}.png" for name in charts), *(tmp_path / "report/galleries").iterdir()]:
         with Image.open(path) as picture:
             assert picture.width > 300 and np.asarray(picture.convert("L")).std() > 1
-    assert len(list((tmp_path / "report/pictures").iterdir())) == 8
+    assert len(list((tmp_path / "report/galleries").iterdir())) == 8
     assert sum(address.startswith("data:image/jpeg") for address in page.addresses) == 8
     assert sum(address.startswith("data:image/png") for address in page.addresses) == len(charts)
 
@@ -139,10 +139,14 @@ def test_nothing_found_nothing_there_or_neither(tmp_path: Path) -> None:
 
 def test_what_an_earlier_report_left_goes(tmp_path: Path) -> None:
     truth, results = scene(5)
-    report(truth, results, tmp_path)
-    assert (tmp_path / "confusion.png").exists()
-    report(empty(), [], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    (tmp_path / "out/galleries").mkdir(parents=True)
+    (tmp_path / "out/galleries/mine.png").write_bytes(b"of somebody else")
+    paint(truth, tmp_path / "images")
+    report(truth, results, tmp_path / "out", images=tmp_path / "images")
+    assert (tmp_path / "out/confusion.png").exists() and len(list((tmp_path / "out/galleries").iterdir())) > 4
+    report(empty(), [], tmp_path / "out")
+    left = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*"))
+    assert left == ["galleries", "galleries/mine.png", "report.html"]
 
 
 def test_one_class_has_no_confusion(tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_pictures_that_cannot_be_shown_are_named(tmp_path: Path) -> None:
     text = " ".join(page.text)
     assert "3 could not be shown" in text and f"image {first}: file_name leaves the picture directory" in text
     assert f"image {second}: " in text and f"image {third}: it has (100, 99) pixels, not (100, 100)" in text
-    drawn = {int(path.stem.split("-")[-1]) for path in (tmp_path / "out/pictures").iterdir()}
+    drawn = {int(path.stem.split("-")[-1]) for path in (tmp_path / "out/galleries").iterdir()}
     assert drawn and not drawn & {first, second, third}
 
 
@@ -202,7 +206,7 @@ def test_a_page_of_large_noisy_pictures_is_bounded(tmp_path: Path) -> None:
     paint(truth, tmp_path / "images", (600, 900))
     report(truth, results, tmp_path / "out", images=tmp_path / "images", pictures=8)
     assert 1_500_000 < (tmp_path / "out/report.html").stat().st_size < 5_000_000
-    assert len(list((tmp_path / "out/pictures").iterdir())) > 20
+    assert len(list((tmp_path / "out/galleries").iterdir())) > 20
 
 
 def test_masks_and_keypoints_without_boxes_are_drawn(tmp_path: Path) -> None:
