@@ -37,13 +37,15 @@ th { font-weight: 600; border-bottom: 1px solid var(--line) } td.n, th.n { text-
 tr + tr td { border-top: 1px solid var(--thin) } tr.strong td { font-weight: 600 }
 table.sorts th { cursor: pointer } .scroll { max-height: 34rem; overflow: auto }
 img { max-width: 100%; height: auto; display: block } figure { margin: 0 0 1.4rem }
-figcaption { overflow-wrap: anywhere; font-size: .93rem } figcaption b { font-weight: 600 }
+figcaption { overflow-wrap: anywhere; font-size: .93em } figcaption b { font-weight: 600 }
 .gallery { columns: 2 30rem; column-gap: 1.4rem } .gallery figure { break-inside: avoid }
 .gallery img { border-radius: 4px; margin-bottom: .3rem }
 details { margin-top: 1rem } summary { cursor: pointer; color: var(--link) }
 .list { columns: 2 26rem; margin-top: .5rem }
 .list table { width: 100% } .list tr { break-inside: avoid }
-@media print { nav { display: none } body { margin: 0; max-width: none } .scroll { max-height: none }
+@media print { nav { display: none } body { margin: 0; max-width: none; font-size: 11px }
+  .scroll { max-height: none; overflow: visible } .gallery { columns: 2 14rem } .charts figure { flex-basis: 18rem }
+  img.chart { max-width: min(100%, 40rem) }
   figure, tr, .tile { break-inside: avoid } h2, h3 { break-after: avoid } }
 """
 # A click on the head of a column sorts by it: numbers first by size, largest on top; again: the other way.

@@ -40,7 +40,7 @@ from pipeline.evaluation.tables import Ap, with_classes, write_ap_json, write_pe
 from pipeline.report.picture_source import of_shards
 from pipeline.report.report import Subject, main_task, remove_report, write_report
 from pipeline.report.scoring import Scoring
-from pipeline.report.speed import Speed, Stopwatch
+from pipeline.report.speed import Prediction, Speed
 from pipeline.training.checkpoint import Meta, read_meta
 from pipeline.training.cluster import Layout
 
@@ -154,7 +154,7 @@ def evaluate(
             check_truth(truth, task, protocol, categories)
     found: dict[int, list[dict[str, Any]]] = {}
     undecodable: dict[int, str] = {}
-    watch = Stopwatch()
+    start, worker_seconds, devices = time.perf_counter(), 0.0, set()
     for predicted in predict_shards(checkpoint, shards, config, layout):
         if predicted.sample_id in found:
             raise RuntimeError(f"sample {predicted.sample_id} was predicted twice: a bug in reading the shards")
@@ -162,8 +162,9 @@ def evaluate(
         if predicted.error is not None:
             undecodable[predicted.sample_id] = predicted.error
         on_progress(len(found))
-        watch.saw(len(found))
-    prediction = watch.stop(str(layout))
+        worker_seconds += predicted.seconds
+        devices.add(predicted.device)
+    prediction = Prediction(time.perf_counter() - start, worker_seconds, str(layout), tuple(sorted(devices)))
     if found.keys() != expected:
         raise RuntimeError(f"{len(expected - found.keys())} images were not predicted: a bug in reading the shards")
     results = [result for sample_id in sorted(found) for result in found[sample_id]]

@@ -81,8 +81,8 @@ def tiles(aps: Mapping[str, Ap], main: Analysis, speed: Speed) -> str:
         heads = [name for name in ("AP", "AP50", "AP75") if name in ap.stats] or list(ap.stats)[:1]
         shown += [(f"{task} {name}", percent(ap.stats[name])) for name in heads]
     shown += [("images", f"{len(main.diagnosis.image_ids):,}"), ("objects", f"{len(main.diagnosis.annotations):,}")]
-    rate = None if speed.prediction is None else speed.prediction.images_per_second(speed.images)
-    return as_tiles([*shown, *([] if rate is None else [("images a second", _rate(rate))])])
+    rate = speed.worker_images_per_second
+    return as_tiles([*shown, *([] if rate is None else [("images/s, a worker", _rate(rate))])])
 
 
 def numbers(aps: Mapping[str, Ap], main: Analysis, all_predicted: bool) -> Part:
@@ -287,24 +287,20 @@ def unread(images: Mapping[int, str]) -> Part:
 
 def speed(measured: Speed) -> Part:
     """How long it took."""
-    rows: list[tuple[str, str]] = []
-    if measured.prediction is not None:
-        p = measured.prediction
-        rate = p.images_per_second(measured.images)
+    rows, note = [("images", f"{measured.images:,}")], ""
+    if measured.prediction is None:
+        note = paragraph("The results came from a file; predicting was not timed.")
+    else:
+        p, rate = measured.prediction, measured.worker_images_per_second
         rows += [
-            ("predicting, with the start of the workers", _seconds(p.seconds)),
-            (f"until the first {p.first_images} images were there", _seconds(p.first_seconds)),
-            *([] if rate is None else [("images a second after that", _rate(rate))]),
-            ("workers", p.workers),
+            ("workers", ", ".join((p.workers, *(device for device in p.devices if device not in ("", "CPU"))))),
+            *([] if rate is None else [("images/s of one worker, from encoded picture to results", _rate(rate))]),
+            ("predicting in all, with starting the workers and waiting", _seconds(p.seconds)),
         ]
     rows += [
-        ("images", f"{measured.images:,}"),
         ("checking and scoring", _seconds(measured.score_seconds)),
         ("counting for this report", _seconds(measured.analysis_seconds)),
     ]
-    note = (
-        "" if measured.prediction is not None else paragraph("The results came from a file; predicting was not timed.")
-    )
     return _part("speed", "Speed", table(("measured in this evaluation", ""), rows), note)
 
 

@@ -347,7 +347,7 @@ def test_evaluate_gives_the_same_ap(whole: Done, room: Room) -> None:
     assert code == 0, stderr
     assert f"report      {room.root / 'explained/report.html'}" in stdout and not (room.root / "again/report").exists()
     page = (room.root / "explained/report.html").read_text()
-    assert "2 x 1 CPU" in page and "predicting, with the start of the workers" in page
+    assert "2 x 1 CPU" in page and "images/s, a worker" in page
     before, again = (
         json.loads((directory / "ap.json").read_text())
         for directory in (whole.directory / "evaluation", room.root / "again")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from naive_report import scene
 from PIL import Image
 
@@ -101,12 +100,11 @@ def test_every_section_is_there_and_nothing_leads_outside(tmp_path: Path) -> Non
     truth, results = scene(1, images=20)
     truth["categories"][0]["name"] = EVIL
     paint(truth, tmp_path / "images")
-    page = report(
-        truth, results, tmp_path / "report", images=tmp_path / "images", predicted=Prediction(9, 1, 4, "2 x 1")
-    )
+    predicted = Prediction(9, 4, "2 x 1 GPU", ("A card",))
+    page = report(truth, results, tmp_path / "report", images=tmp_path / "images", predicted=predicted)
     assert page.ids == [*ALL, *GALLERIES, "speed"]
     text = " ".join(page.text)
-    assert EVIL in text and "1 & <b>.png" in text and "images a second" in text
+    assert EVIL in text and "1 & <b>.png" in text and "2 x 1 GPU, A card" in text and "images/s, a worker" in text
     charts = ["errors", "precision-recall", "sizes", "scores", "calibration", "confusion"]
     for path in [*(tmp_path / f"report/{name}.png" for name in charts), *(tmp_path / "report/galleries").iterdir()]:
         with Image.open(path) as picture:
@@ -224,6 +222,7 @@ def test_masks_and_keypoints_without_boxes_are_drawn(tmp_path: Path) -> None:
         assert page.ids == [*ALL, *GALLERIES, "speed"]
 
 
-@pytest.mark.parametrize(("first", "expected"), [(4, 2.0), (20, None)])
-def test_images_per_second_are_those_after_the_first(first: int, expected: float | None) -> None:
-    assert Prediction(10.0, 2.0, first, "1 x 1 CPU").images_per_second(20) == expected
+def test_the_rate_is_that_of_one_worker_at_work() -> None:
+    prediction = Prediction(seconds=100.0, worker_seconds=10.0, workers="2 x 1 GPU", devices=("A card",))
+    assert Speed(50, 1.0, 1.0, prediction).worker_images_per_second == 5.0
+    assert Speed(50, 1.0, 1.0, None).worker_images_per_second is None
