@@ -28,7 +28,7 @@ from pipeline.report.examples import (
 from pipeline.report.galleries import Source, draw_galleries
 from pipeline.report.speed import Speed
 
-_PICTURES_BYTES = 3_500_000  # of all JPEGs in the page; base64 makes a third more of it
+PICTURES_BYTES = 3_500_000  # of all JPEGs in the page; base64 makes a third more of it
 NAME, GALLERIES = "report.html", "galleries"
 
 
@@ -147,7 +147,7 @@ def _galleries(subject: Subject, main: Analysis, directory: Path) -> list[sectio
         } | chosen
     directory.mkdir(exist_ok=True)
     drawn, unread = draw_galleries(
-        chosen, subject.prepared, diagnosis, score, subject.source, directory, _PICTURES_BYTES
+        chosen, subject.prepared, diagnosis, score, subject.source, directory, PICTURES_BYTES
     )
     parts = [sections.gallery(name, pictures, score) for name, pictures in drawn.items() if pictures]
     if unread:
