@@ -19,7 +19,9 @@ from pipeline.training.checkpoint import read_meta
 from pipeline.training.cluster import Layout, plan_workers
 
 
-def evaluate_checkpoint(checkpoint: Path, data: str, overrides: Sequence[str], out_dir: Path | None) -> None:
+def evaluate_checkpoint(
+    checkpoint: Path, data: str, overrides: Sequence[str], out_dir: Path | None, report_dir: Path | None
+) -> None:
     """Evaluate with the checkpoint's own configuration, changed by `overrides`."""
     config, meta = read_meta(checkpoint)
     config = replace(config, cluster=ClusterConfig())  # that of the training may be far away
@@ -31,16 +33,23 @@ def evaluate_checkpoint(checkpoint: Path, data: str, overrides: Sequence[str], o
         start_ray(config.cluster)
     layout = plan_workers(config.cluster)
     directory = out_dir or checkpoint.parent / f"evaluation-{checkpoint.name}-{shards.name}"
-    evaluate_and_show(checkpoint.absolute(), shards.uri, config, layout, directory.absolute())
+    report = None if report_dir is None else report_dir.absolute()
+    evaluate_and_show(checkpoint.absolute(), shards.uri, config, layout, directory.absolute(), report_dir=report)
 
 
 def evaluate_and_show(
-    checkpoint: Path, data: str, config: RunConfig, layout: Layout, directory: Path, tracker: Tracker | None = None
+    checkpoint: Path,
+    data: str,
+    config: RunConfig,
+    layout: Layout,
+    directory: Path,
+    tracker: Tracker | None = None,
+    report_dir: Path | None = None,
 ) -> Evaluation:
     """Evaluate, print the tables and paths, and log them if there is a tracker."""
     total = choose_rows(load_index(data), config.evaluate.max_images).num_rows
     with progress("evaluating", total) as meter:
-        evaluation = evaluate(checkpoint, data, config, layout, directory, meter.reach)
+        evaluation = evaluate(checkpoint, data, config, layout, directory, meter.reach, report_dir)
     for sample_id, reason in evaluation.undecodable.items():
         err.print(f"sample {sample_id} could not be decoded: {reason}", highlight=False, soft_wrap=True)
     if tracker is not None:
@@ -49,6 +58,8 @@ def evaluate_and_show(
     show_ap(evaluation.aps, all_predicted=True)
     if evaluation.pictures:
         out.print(f"pictures    {evaluation.pictures[0]}", soft_wrap=True, highlight=False)
+    if evaluation.report is not None:
+        out.print(f"report      {evaluation.report}", soft_wrap=True, highlight=False)
     out.print(f"results     {directory}", soft_wrap=True, highlight=False)
     if evaluation.submission is not None:
         out.print(f"submission  {evaluation.submission}", soft_wrap=True, highlight=False)

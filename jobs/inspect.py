@@ -80,7 +80,7 @@ def _inspect_sample(
 
 
 def _draw(record: Record, manifest: Manifest, path: Path) -> None:
-    from pipeline.evaluation.instances import from_record  # these import torch, which --stats does not need
+    from pipeline.evaluation.instances import from_record  # these need what --stats does not
     from pipeline.evaluation.pictures import draw_sample
 
     skeleton = () if manifest.keypoints is None else manifest.keypoints.skeleton

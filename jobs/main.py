@@ -163,31 +163,57 @@ def evaluate(
         int, typer.Option(min=0, help="Resamples of the images, for intervals of AP; 1000 are usual.")
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores of --predictions as JSON.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write report.html there: errors, charts, galleries.",
+            show_default="with a checkpoint OUT/report",
+        ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Pictures of --annotations, for the report's galleries.", show_default=False),
+    ] = None,
+    report_pictures: Annotated[
+        int | None, typer.Option(min=0, help="In each gallery of the report.", show_default="6")
+    ] = None,
 ) -> None:
     """AP of a checkpoint, or of a file of results: maskrcnn evaluate --predictions R.json --annotations A.json."""
     names = None if categories is None else [name.strip() for name in categories.split(",")]
     if predictions is not None or annotations is not None:
-        from jobs.score import score
+        from jobs.score import ReportWish, score
 
         if predictions is None or annotations is None or checkpoint is not None or data is not None:
             raise UserError(
                 "--predictions and --annotations go together, without a checkpoint and without --data; "
                 "give either both of them or CHECKPOINT --data SHARDS"
             )
-        score(predictions, annotations, task or "box", names, engine or "hotcoco", bootstrap=bootstrap, as_json=as_json)
+        if report is None and (images is not None or report_pictures is not None):
+            raise UserError("--images and --report-pictures are of the report; give --report DIR too")
+        wanted = (
+            None if report is None else ReportWish(report, images, 6 if report_pictures is None else report_pictures)
+        )
+        engine, task = engine or "hotcoco", task or "box"
+        score(predictions, annotations, task, names, engine, bootstrap=bootstrap, as_json=as_json, report=wanted)
         return
     if checkpoint is None or data is None:
         raise UserError("there is nothing to score; give CHECKPOINT --data SHARDS, or --predictions and --annotations")
-    if task is not None or engine is not None or as_json:
+    if task is not None or engine is not None or as_json or images is not None:
         raise UserError(
-            "--task, --engine and --json go with --predictions; a checkpoint is scored for all that it finds, by "
-            "evaluate.engine, into ap.json"
+            "--task, --engine, --images and --json go with --predictions; a checkpoint is scored for all that it "
+            "finds, by evaluate.engine, into ap.json, and its report has the pictures of the shards"
         )
     from jobs.evaluate import evaluate_checkpoint as run
 
     chosen = [] if names is None else [f"evaluate.categories=[{', '.join(map(_quoted, names))}]"]
-    chosen += [f"evaluate.bootstrap={bootstrap}"] if bootstrap else []
-    run(checkpoint, data, [*(overrides or []), *chosen], out_dir)
+    if bootstrap:
+        chosen.append(f"evaluate.bootstrap={bootstrap}")
+    if report is not None:
+        chosen.append("evaluate.report=true")
+    if report_pictures is not None:
+        chosen.append(f"evaluate.report_pictures={report_pictures}")
+    run(checkpoint, data, [*(overrides or []), *chosen], out_dir, report)
 
 
 @app.command()

@@ -12,9 +12,9 @@ from pipeline.data.images import SUFFIXES, ImageError, decode, image_size
 from pipeline.data.quarantine import DataError
 from pipeline.data.records import Record, empty_record
 from pipeline.evaluation.coco_rle import detections_to_results
-from pipeline.evaluation.instances import from_detections
 from pipeline.evaluation.pictures import draw_predictions
 from pipeline.evaluation.predict import Predictor
+from pipeline.evaluation.shown_detections import from_detections
 from pipeline.training.checkpoint import read_meta
 
 

@@ -235,6 +235,7 @@ class EvaluateConfig(Section):
         "max_images": COUNT,
         "bootstrap": NOT_NEGATIVE,
         "pictures": NOT_NEGATIVE,
+        "report_pictures": NOT_NEGATIVE,
     }
 
     batch_images: int = 8  # a worker
@@ -244,6 +245,8 @@ class EvaluateConfig(Section):
     max_images: int | None = None  # null: all of data.val
     bootstrap: int = 0  # resamples of the images
     pictures: int = 8  # prediction beside ground truth
+    report: bool = True  # also write report/report.html
+    report_pictures: int = 6  # in each of its galleries
     submission: bool = False  # also write the files that Cityscapes' server takes
     tta: TTAConfig | None = None  # null: one view of each picture
     during_training: DuringTrainingConfig | None = None

@@ -1,27 +1,12 @@
 """The report of `maskrcnn inspect --stats`: one HTML file that opens offline, with tables and pictures inside."""
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.statistics import Statistics
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto; max-width: 1170px;
-       padding: 0 1rem }
-h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
-.facts { color: #666; margin: .2rem 0 1.5rem }
-.tables { display: flex; flex-wrap: wrap; gap: 2.5rem; align-items: flex-start }
-table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
-th { font-weight: 600; border-bottom: 1px solid #ccc } td.n, th.n { text-align: right }
-tr + tr td { border-top: 1px solid #eee }
-.charts { display: flex; flex-wrap: wrap; column-gap: 2.5rem }
-img { max-width: 100%; height: auto; display: block }
-details { margin-top: 1rem } summary { cursor: pointer; color: #2f6f9f } .list { columns: 2 26rem; margin-top: .5rem }
-.list table { width: 100% } .list tr { break-inside: avoid }
-"""
+from pipeline.html_page import page, picture, table
 
 
 def write_page(
@@ -45,43 +30,20 @@ def write_page(
         charts: PNG -> caption.
     """
     sections = [
-        f'<div><h2>{html.escape(caption)}</h2><img alt="{html.escape(caption)}" src="{_data_uri(chart)}"></div>'
-        for chart, caption in charts.items()
+        f"<div><h2>{html.escape(caption)}</h2>{picture(chart, caption)}</div>" for chart, caption in charts.items()
     ]
     body = (
-        f"<h1>{html.escape(title)}</h1><p class=facts>{html.escape(facts)}</p>"
-        f"<div class=tables>{_counts(statistics)}{_sizes(statistics)}{_quarantine(quarantined)}</div>"
-        + sections[0]
-        + _class_list(statistics, class_names)
-        + f"<div class=charts>{''.join(sections[1:])}</div>"
+        f"<div class=tables>{_counts(statistics)}{_sizes(statistics)}{_quarantine(quarantined)}</div>",
+        sections[0],
+        _class_list(statistics, class_names),
+        f"<div class=charts>{''.join(sections[1:])}</div>",
     )
-    page = (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f'<meta name=viewport content="width=device-width"><style>{_STYLE}</style></head><body>{body}</body></html>\n'
-    )
-    path.write_text(page, encoding="utf-8")
-
-
-def _data_uri(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Text in the first column, numbers in the others."""
-
-    def cells(tag: str, values: Sequence[object]) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if column else ''}>{html.escape(str(value))}</{tag}>"
-            for column, value in enumerate(values)
-        )
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><tr>{cells('th', head)}</tr>{body}</table>"
+    path.write_text(page(title, facts, body), encoding="utf-8")
 
 
 def _counts(statistics: Statistics) -> str:
     said = statistics.summary()
-    return _table(
+    return table(
         ("images", f"{said['images']:,}"),
         [
             ("without annotations", f"{said['empty']:,}"),
@@ -99,12 +61,12 @@ def _sizes(statistics: Statistics) -> str:
     rows: list[Sequence[object]] = [(f"{name} side, pixels", f"{value:g}") for name, value in sides.items()]
     rows += [(f"objects an image, {name}", f"{value:.4g}") for name, value in objects.items()]
     rows += [(f"{name} objects (COCO)", f"{count:,}") for name, count in said["objects_by_area"].items()]
-    return _table(("sizes", ""), rows)
+    return table(("sizes", ""), rows)
 
 
 def _quarantine(quarantined: Mapping[str, int]) -> str:
     rows = [(reason, f"{count:,}") for reason, count in quarantined.items()]
-    return _table(("set aside (quarantine.jsonl)", f"{sum(quarantined.values()):,}"), rows)
+    return table(("set aside (quarantine.jsonl)", f"{sum(quarantined.values()):,}"), rows)
 
 
 def _class_list(statistics: Statistics, names: Sequence[str]) -> str:
@@ -121,5 +83,5 @@ def _class_list(statistics: Statistics, names: Sequence[str]) -> str:
             start=1,
         )
     ]
-    table = _table(("class", "objects", "images", "crowd"), rows)
-    return f"<details><summary>All {len(names)} classes in numbers</summary><div class=list>{table}</div></details>"
+    listed = table(("class", "objects", "images", "crowd"), rows)
+    return f"<details><summary>All {len(names)} classes in numbers</summary><div class=list>{listed}</div></details>"

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import hotcoco
@@ -87,14 +88,44 @@ def evaluate_coco(
     Raises:
         UserError: something cannot be scored, or has no AP to resample.
     """
+    return score(prepare(ground_truth, results, task, style, categories), engine, resamples, seed)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked ground truth and results of one task: what is scored, and what a report explains."""
+
+    truth: Truth
+    results: Results
+    warnings: tuple[Warned, ...]  # what is odd about the results
+
+    @cached_property
+    def found(self) -> list[dict[str, Any]]:
+        """The results as COCO has them, in the same order."""
+        return self.results.as_json(self.truth)
+
+
+def prepare(
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    task: Task,
+    style: Style = "coco",
+    categories: Sequence[str] | None = None,
+) -> Prepared:
+    """Check what `evaluate_coco` is to score; its arguments. Raises UserError."""
     truth = check_truth(ground_truth, task, style, categories)
-    protocol = truth.protocol
+    checked, warnings = check_results(results, truth)
+    return Prepared(truth, checked, tuple(warnings))
+
+
+def score(prepared: Prepared, engine: Engine = "hotcoco", resamples: int = 0, seed: int = 0) -> CocoAp:
+    """The numbers. Raises UserError where the engine does not know the protocol, or it has no AP to resample."""
+    truth, protocol = prepared.truth, prepared.truth.protocol
     if resamples:
         check_bootstrap(protocol)
     if protocol.federated and engine != "hotcoco":
         raise UserError(f"LVIS's federated AP needs engine hotcoco, got {engine}: pycocotools does not know its rules")
-    found, warnings = check_results(results, truth)
-    precision, recall = _ENGINES[engine](truth, found)
+    precision, recall = _ENGINES[engine](truth, prepared.results)
     names = class_names(truth.coco["categories"])
     counted = Counter(
         a["category_id"] for a in truth.coco["annotations"] if not a["iscrowd"] and a.get("num_keypoints", 1) > 0
@@ -102,7 +133,7 @@ def evaluate_coco(
     spread = None
     if resamples:
         weights = draw(len(truth.image_ids), resamples, seed)
-        sampled = resample(find_matches(truth, found), protocol, truth.frequencies, len(names), weights)
+        sampled = resample(find_matches(truth, prepared.results), protocol, truth.frequencies, len(names), weights)
         spread = spread_of(sampled, list(names.values()))
     values = {name: _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names.values())}
     return CocoAp(
@@ -112,7 +143,7 @@ def evaluate_coco(
         instances={name: counted[category] for category, name in names.items()},
         precision=precision if protocol.classes else None,
         recall=recall,
-        warnings=tuple(warnings),
+        warnings=prepared.warnings,
         sigmas=truth.sigmas,
         spread=spread,
     )

@@ -1,14 +1,16 @@
 """AP of a checkpoint on shards, by COCO's, LVIS's or Cityscapes' protocol in original pixels, with files to explain it.
 
 Into one directory: results_box.json, results_mask.json and results_keypoint.json (COCO's results format), ap.json,
-evaluation.json (of what), per_class.csv, pr_curves.png (not by Cityscapes' protocol), pictures/*.png. Of an RPN alone:
-its recall, and results_proposal.json. Beside it, where evaluate.submission is set, a directory for Cityscapes' server;
-it would be too many files for MLflow.
+evaluation.json (of what), per_class.csv, pr_curves.png (not by Cityscapes' protocol), pictures/*.png,
+report/report.html. Of an RPN alone: its recall, and results_proposal.json. Beside it, where evaluate.submission is set,
+a directory for Cityscapes' server; it would be too many files for MLflow.
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from pipeline.evaluation.bootstrap import check_bootstrap
 from pipeline.evaluation.cityscapes_shards import score_shards
 from pipeline.evaluation.cityscapes_submission import check_submission, write_submission
 from pipeline.evaluation.cityscapes_truth import check_cityscapes
-from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
+from pipeline.evaluation.coco_ap import CocoAp, prepare
 from pipeline.evaluation.coco_truth import check_truth
 from pipeline.evaluation.curves import pr_curves
 from pipeline.evaluation.evaluated import Evaluated, first_images
@@ -37,10 +39,15 @@ from pipeline.evaluation.pictures import draw_comparison, gallery
 from pipeline.evaluation.predict import choose_rows, predict_shards
 from pipeline.evaluation.protocols import CITYSCAPES, PROTOCOLS, Task
 from pipeline.evaluation.tables import Ap, with_classes, write_ap_json, write_per_class_csv
+from pipeline.report.picture_source import of_shards
+from pipeline.report.report import Subject, main_task, remove_report, write_report
+from pipeline.report.scoring import Scoring
+from pipeline.report.speed import Prediction, Speed
 from pipeline.training.checkpoint import Meta, read_meta
 from pipeline.training.cluster import Layout
 
 PICTURE_SCORE = 0.5  # detections below it are not drawn
+_PROTOCOLS: dict[Scorer, str] = {"coco": "COCO", "lvis": "LVIS", "cityscapes": "Cityscapes"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Evaluation:
     directory: Path
     pictures: tuple[Path, ...]
     submission: Path | None = None  # a directory
+    report: Path | None = None  # the page
 
 
 def check_classes(meta: Meta, shards: Location) -> None:
@@ -112,6 +120,7 @@ def evaluate(
     layout: Layout,
     directory: Path,
     on_progress: Callable[[int], None],
+    report_dir: Path | None = None,
 ) -> Evaluation:
     """Predict, score, draw. Ray must run.
 
@@ -122,6 +131,7 @@ def evaluate(
         layout: workers that predict.
         directory: where files go.
         on_progress: told how many images are done.
+        report_dir: where the report goes, if evaluate.report asks for one; None: directory/report.
 
     Raises:
         DataError: the shards have other classes, or no keypoints for a model that finds them, or no
@@ -148,6 +158,7 @@ def evaluate(
             check_truth(truth, task, protocol, categories)
     found: dict[int, list[dict[str, Any]]] = {}
     undecodable: dict[int, str] = {}
+    start, worker_seconds, devices = time.perf_counter(), 0.0, set()
     for predicted in predict_shards(checkpoint, shards, config, layout):
         if predicted.sample_id in found:
             raise RuntimeError(f"sample {predicted.sample_id} was predicted twice: a bug in reading the shards")
@@ -155,14 +166,24 @@ def evaluate(
         if predicted.error is not None:
             undecodable[predicted.sample_id] = predicted.error
         on_progress(len(found))
+        worker_seconds += predicted.seconds
+        devices.add(predicted.device)
+    prediction = Prediction(time.perf_counter() - start, worker_seconds, str(layout), tuple(sorted(devices)))
     if found.keys() != expected:
         raise RuntimeError(f"{len(expected - found.keys())} images were not predicted: a bug in reading the shards")
     results = [result for sample_id in sorted(found) for result in found[sample_id]]
-    aps: dict[str, Ap]
+    scoring = Scoring(main_task(dict.fromkeys(tasks)) if config.evaluate.report else None)
     if protocol == "cityscapes":
-        aps = {"mask": score_shards(shards, found)}
+        start = time.perf_counter()
+        scoring.aps["mask"] = score_shards(shards, found)
+        scoring.score_seconds = time.perf_counter() - start
+        if config.evaluate.report:  # its matching is COCO's, and the page says so
+            truth = first_images(annotations(shards), [*expected])
+            scoring.explain(prepare(truth, results, "mask"))
     else:
-        aps = {task: evaluate_coco(truth, results, task, engine, protocol, categories, resamples) for task in tasks}
+        for task in tasks:
+            scoring.score(truth, results, task, engine, protocol, categories, resamples)
+    aps = scoring.aps
     directory.mkdir(parents=True, exist_ok=True)
     for task in tasks:  # one file a task: with boxes in it, pycocotools takes the boxes' areas for its sizes
         keys = ("image_id", "category_id", PROTOCOLS["coco"][task].geometry, "score")
@@ -181,7 +202,26 @@ def evaluate(
     if submission is not None:
         write_submission(shards, chosen, found, submission)
     pictures = _draw(chosen, shards, found, manifest, config.evaluate.pictures, directory / "pictures", config.model)
-    return Evaluation(aps, len(found), undecodable, directory, pictures, submission)
+    report, own = None, directory / "report"
+    if scoring.prepared is None or report_dir not in (None, own):
+        remove_report(own)  # of an earlier evaluation
+    if scoring.prepared is not None:
+        lost = f" ({len(undecodable)} not decoded)" if undecodable else ""
+        facts = (checkpoint.name, f"{len(found):,} images{lost}", f"{len(results):,} detections")
+        report = write_report(
+            Subject(
+                title=f"{checkpoint.absolute().parent.name} on {Storage.at(shards).name}",
+                facts=", ".join((*facts, f"{_PROTOCOLS[protocol]}'s protocol", date.today().isoformat())),
+                aps=aps,
+                analyses=scoring.analyses,
+                prepared=scoring.prepared,
+                speed=Speed(len(found), scoring.score_seconds, scoring.analysis_seconds, prediction),
+                source=of_shards(shards, chosen, truth, manifest.keypoints.skeleton if manifest.keypoints else ()),
+                pictures=config.evaluate.report_pictures,
+            ),
+            report_dir or own,
+        )
+    return Evaluation(aps, len(found), undecodable, directory, pictures, submission, report)
 
 
 def _draw(

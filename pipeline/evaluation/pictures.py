@@ -46,15 +46,30 @@ def draw_comparison(
         path: file to write; its ending chooses the format (.png, .jpg).
         skeleton: pairs of keypoints (from 0) to join.
     """
+    titles = (f"prediction: {_objects(predicted)}", f"ground truth: {_objects(ground_truth)}")
+    _save(compare(image, ground_truth, predicted, class_names, skeleton, titles), path)
+
+
+def compare(
+    image: Pixels,
+    ground_truth: Instances,
+    predicted: Instances,
+    class_names: Sequence[str],
+    skeleton: Sequence[tuple[int, int]],
+    titles: tuple[str, str],
+    longer_px: int | None = None,
+    letters_px: int | None = None,
+) -> Image.Image:
+    """`draw_comparison` in memory, with titles of one's own, and panels and letters of this size."""
     panels = [
-        _titled(_panel(image, predicted, class_names, skeleton), f"prediction: {_objects(predicted)}"),
-        _titled(_panel(image, ground_truth, class_names, skeleton), f"ground truth: {_objects(ground_truth)}"),
+        _titled(_panel(image, shown, class_names, skeleton, longer_px, letters_px), title, letters_px)
+        for title, shown in zip(titles, (predicted, ground_truth), strict=True)
     ]
     width = sum(panel.width for panel in panels) + _GAP_PX
     sheet = Image.new("RGB", (width, panels[0].height), "white")
     sheet.paste(panels[0], (0, 0))
     sheet.paste(panels[1], (panels[0].width + _GAP_PX, 0))
-    _save(sheet, path)
+    return sheet
 
 
 def draw_predictions(image: Pixels, predicted: Instances, class_names: Sequence[str], path: Path) -> None:
@@ -125,6 +140,7 @@ def _panel(
     class_names: Sequence[str],
     skeleton: Sequence[tuple[int, int]] = (),
     longer_px: int | None = None,
+    letters_px: int | None = None,
 ) -> Image.Image:
     """The image with its instances, at the size in which pictures are shown, or with this longer side."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -150,7 +166,8 @@ def _panel(
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=1)
     for points, colour in zip(instances.keypoints or (), colours, strict=instances.keypoints is not None):
         draw_skeleton(draw, points, skeleton, colour, scale)
-    font = _font(max(12, round(0.019 * max(size))) if len(boxes) <= _CROWDED else 10)
+    letters = letters_px or max(12, round(0.019 * max(size)))
+    font = _font(letters if len(boxes) <= _CROWDED else (10 if letters_px is None else letters_px * 2 // 3))
     placed: list[Rectangle] = []
     scores = instances.scores
     order = range(len(boxes)) if scores is None else np.argsort(-scores, kind="stable").tolist()
@@ -228,8 +245,8 @@ def _overlap(a: Rectangle, b: Rectangle) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _titled(panel: Image.Image, title: str) -> Image.Image:
-    font = _font(max(14, round(0.022 * max(panel.size))))
+def _titled(panel: Image.Image, title: str, letters_px: int | None = None) -> Image.Image:
+    font = _font(letters_px or max(14, round(0.022 * max(panel.size))))
     strip = sum(font.getmetrics()) + 8
     sheet = Image.new("RGB", (panel.width, panel.height + strip), "white")
     ImageDraw.Draw(sheet).text((2, 4), title, font=font, fill=(30, 30, 30))

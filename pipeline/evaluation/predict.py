@@ -1,6 +1,7 @@
 """Detections of every image of some shards, by Ray actors that hold the model; one JSON row an image comes back."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,8 @@ class Predicted:
     sample_id: int
     results: list[dict[str, Any]]  # COCO's results format
     error: str | None  # why the image could not be decoded
+    seconds: float = 0.0  # of its worker: its share of a batch, from encoded picture to results
+    device: str = ""  # that computed
 
 
 class Predictor:
@@ -95,18 +98,23 @@ class Predictor:
         return predicted
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of shards -> rows of (sample_id, results as JSON, error)."""
+        """Rows of shards -> rows of (sample_id, results as JSON, error, seconds, device)."""
         batch = tuple(table["sample_id"].to_pylist())
         if self.attempts is not None:
             _obey(self.attempts.begin.remote(batch))
+        start = time.perf_counter()
         predicted = self.results(to_records(table))
+        share = (time.perf_counter() - start) / max(1, len(predicted))
         if self.attempts is not None:
             self.attempts.end.remote(batch)
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         return pa.table(
             {
                 "sample_id": [p.sample_id for p in predicted],
                 "results": [json.dumps(p.results) for p in predicted],
                 "error": pa.array([p.error for p in predicted], pa.string()),
+                "seconds": [share] * len(predicted),
+                "device": [device] * len(predicted),
             }
         )
 
@@ -197,4 +205,5 @@ def predict_shards(
             if told is not None:
                 raise LostError(told) from error
             raise
-        yield Predicted(row["sample_id"], json.loads(row["results"]), row["error"])
+        results = json.loads(row["results"])
+        yield Predicted(row["sample_id"], results, row["error"], row["seconds"], row["device"])

@@ -43,7 +43,8 @@ class Validator:
         during, val = config.evaluate.during_training, config.data.val
         assert during is not None and val is not None
         images = config.evaluate.max_images if during.max_images is None else during.max_images
-        config = replace(config, evaluate=replace(config.evaluate, max_images=images))
+        # A report is written once, at the end of the run: an evaluation beside training is to be light.
+        config = replace(config, evaluate=replace(config.evaluate, max_images=images, report=False))
         step = read_meta(checkpoint)[1].step
         place = evaluation_directory(Path(self.run_dir), step)
         beside = place.with_name(f".{place.name}.tmp")

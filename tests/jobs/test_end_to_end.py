@@ -129,7 +129,7 @@ class Killed(Done):
 @pytest.fixture(scope="module")
 def killed(room: Room) -> Killed:
     words = [*room.words, "train.name=killed", "cluster.runs_dir=killed-runs"]
-    words += ["evaluate.max_images=2", "evaluate.pictures=0"]
+    words += ["evaluate.max_images=2", "evaluate.pictures=0", "evaluate.report=false"]
     directory = room.root / "killed-runs/killed"
 
     def newest() -> int:
@@ -274,6 +274,8 @@ def test_mlflow_has_the_run(whole: Done) -> None:
     assert "version.torch" in found.data.tags and found.data.tags["workers"].startswith("2 x ")
     top = {artifact.path for artifact in client.list_artifacts(found.info.run_id)}
     assert {"config.yaml", "checkpoint", "evaluation"} <= top
+    report = {artifact.path for artifact in client.list_artifacts(found.info.run_id, "evaluation/report")}
+    assert {"evaluation/report/report.html", "evaluation/report/sizes.png"} <= report
     stored = {a.path for a in client.list_artifacts(found.info.run_id, f"checkpoint/{whole.checkpoint.name}")}
     assert f"checkpoint/{whole.checkpoint.name}/{MODEL}" in stored
 
@@ -340,8 +342,12 @@ def test_a_part_of_the_held_out_images_is_scored_as_such(killed: Killed, room: R
 
 def test_evaluate_gives_the_same_ap(whole: Done, room: Room) -> None:
     words = ["evaluate", "runs/whole/" + whole.checkpoint.name, "--data", "data/val", "evaluate.engine=pycocotools"]
-    code, stdout, stderr = run(*words, "--out", "again", cwd=room.root)
+    words += ["--out", "again", "--report", "explained", "--report-pictures", "1"]
+    code, stdout, stderr = run(*words, cwd=room.root)
     assert code == 0, stderr
+    assert f"report      {room.root / 'explained/report.html'}" in stdout and not (room.root / "again/report").exists()
+    page = (room.root / "explained/report.html").read_text()
+    assert "2 x 1 CPU" in page and "images/s, a worker" in page
     before, again = (
         json.loads((directory / "ap.json").read_text())
         for directory in (whole.directory / "evaluation", room.root / "again")

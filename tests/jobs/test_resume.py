@@ -27,6 +27,7 @@ CHANGES = [
     "data.repeat_threshold=0.8",
     "evaluate.max_images=2",
     "evaluate.pictures=0",
+    "evaluate.report=false",
 ]
 
 

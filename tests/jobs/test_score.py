@@ -122,8 +122,10 @@ def test_tables_warnings_and_categories(files: tuple[Path, Path], monkeypatch: p
         ("--predictions {p} --annotations {p}", "has no list 'images'"),
         ("", "there is nothing to score"),
         ("ckpt", "there is nothing to score"),
-        ("ckpt --data shards --json", "--task, --engine and --json go with --predictions"),
-        ("ckpt --data shards --task mask", "--task, --engine and --json go with --predictions"),
+        ("ckpt --data shards --json", "--task, --engine, --images and --json go with --predictions"),
+        ("ckpt --data shards --images here", "--task, --engine, --images and --json go with --predictions"),
+        ("--predictions {p} --annotations {a} --images here", "--images and --report-pictures are of the report"),
+        ("ckpt --data shards --task mask", "--task, --engine, --images and --json go with --predictions"),
     ],
 )
 def test_bad_input_ends_with_code_2(files: tuple[Path, Path], words: str, message: str) -> None:
@@ -181,3 +183,45 @@ def test_no_torch_and_no_ray(files: tuple[Path, Path]) -> None:
     )
     scores, modules = done.stdout.splitlines()
     assert json.loads(scores)["task"] == "box" and modules == "[]"
+
+
+def test_a_report_of_a_file(files: tuple[Path, Path], shapes: Path, tmp_path: Path) -> None:
+    words = ["--predictions", files[0], "--annotations", files[1], "--report", tmp_path / "report"]
+    done = run(*words, "--images", shapes / "coco/val", "--report-pictures", 2, "--json")
+    assert done.exit_code == 0, done.stderr
+    ap50 = json.loads(done.stdout)["stats"][1]
+    page = (tmp_path / "report/report.html").read_text()
+    assert f"AP at .5 is {100 * ap50:.1f} (box)." in page and "predicting was not timed" in page
+    assert len(list((tmp_path / "report/galleries").glob("worst-*.png"))) == 2
+    done = run(*words)
+    assert done.exit_code == 0 and f"report      {tmp_path / 'report/report.html'}" in done.stdout
+    page = (tmp_path / "report/report.html").read_text()
+    assert "--images says where" in page and "data:image/jpeg" not in page
+    assert not (tmp_path / "report/galleries").exists()  # those of the first report are gone
+
+
+def test_a_report_needs_no_torch_and_no_ray(files: tuple[Path, Path], shapes: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from jobs.main import app\n"
+        "try:\n    app(sys.argv[1:])\n"
+        "except SystemExit as e:\n    assert not e.code\n"
+        "print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
+    )
+    words = ["evaluate", "--predictions", files[0], "--annotations", files[1], "--json", "--report", tmp_path / "r"]
+    words += ["--images", shapes / "coco/val", "--report-pictures", 1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines()[-1] == "[]" and (tmp_path / "r/report.html").exists()
+
+
+def test_no_directory_of_pictures(files: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ["--predictions", files[0], "--annotations", files[1], "--report", tmp_path / "report"]
+    done = run(*words, "--images", tmp_path / "nowhere")
+    assert done.exit_code == 2 and "no directory of pictures at" in done.stderr

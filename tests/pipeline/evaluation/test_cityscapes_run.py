@@ -46,7 +46,7 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Streets:
 
 
 def config_of(**options: Any) -> RunConfig:
-    return RunConfig(evaluate=EvaluateConfig(pictures=1, **options))
+    return RunConfig(evaluate=EvaluateConfig(**({"pictures": 1, "report": False} | options)))
 
 
 def detections(shards: Path) -> dict[int, list[dict[str, Any]]]:
@@ -76,7 +76,9 @@ def test_a_run_is_scored_as_the_official_script_scores_its_submission(
     monkeypatch: pytest.MonkeyPatch, streets: Streets, tmp_path: Path
 ) -> None:
     root, shards = streets
-    evaluation = run(monkeypatch, shards, tmp_path / "evaluation", config_of(submission=True))
+    evaluation = run(
+        monkeypatch, shards, tmp_path / "evaluation", config_of(submission=True, report=True, report_pictures=1)
+    )
     (ap,) = evaluation.aps.values()
     assert list(evaluation.aps) == ["mask"] and isinstance(ap, CityscapesAp)
     assert evaluation.submission == tmp_path / "evaluation-submission"
@@ -95,6 +97,9 @@ def test_a_run_is_scored_as_the_official_script_scores_its_submission(
             assert row[column] == ("" if value is None else str(value))
     assert len(json.loads((tmp_path / "evaluation/results_mask.json").read_text())) >= 7 * 25
     assert not (tmp_path / "evaluation/results_box.json").exists()
+    page = (tmp_path / "evaluation/report/report.html").read_text()
+    assert "the protocol of the numbers above matches differently" in page and "mask50 AP" in page
+    assert "id=curves" not in page and "id=errors" in page and "id=worst" in page
 
 
 def test_only_the_chosen_pictures_count(monkeypatch: pytest.MonkeyPatch, streets: Streets, tmp_path: Path) -> None:

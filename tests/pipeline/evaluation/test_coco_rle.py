@@ -11,7 +11,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from model.ops.masks import paste_full
 from model.types import Detections
 from pipeline.evaluation.coco_rle import detections_to_results, encode_crop, encode_crops
-from pipeline.evaluation.instances import from_detections, from_results
+from pipeline.evaluation.instances import from_results
+from pipeline.evaluation.shown_detections import from_detections
 
 
 def full(crop: np.ndarray[Any, Any], y0: int, x0: int, height: int, width: int) -> np.ndarray[Any, Any]:

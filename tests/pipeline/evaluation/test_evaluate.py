@@ -25,7 +25,7 @@ from pipeline.training.checkpoint import Meta
 from pipeline.training.cluster import Layout
 
 LAYOUT = Layout(1, 0.0, 1.0)
-CONFIG = RunConfig(evaluate=EvaluateConfig(pictures=2))
+CONFIG = RunConfig(evaluate=EvaluateConfig(pictures=2, report=False))
 
 
 @pytest.fixture
@@ -51,7 +51,12 @@ def perfect(val: Path, most: int | None = None) -> list[Predicted]:
 
 
 def score(
-    monkeypatch: pytest.MonkeyPatch, val: Path, out: Path, predicted: list[Predicted], config: RunConfig = CONFIG
+    monkeypatch: pytest.MonkeyPatch,
+    val: Path,
+    out: Path,
+    predicted: list[Predicted],
+    config: RunConfig = CONFIG,
+    report: Path | None = None,
 ) -> tuple[Evaluation, list[int]]:
     def fake(*arguments: object) -> Iterator[Predicted]:
         assert arguments == (Path("checkpoint"), val, config, LAYOUT)
@@ -60,7 +65,7 @@ def score(
     monkeypatch.setattr(module, "predict_shards", fake)
     monkeypatch.setattr(module, "read_meta", lambda directory: (config, meta_of(val)))
     done: list[int] = []
-    return evaluate(Path("checkpoint"), val, config, LAYOUT, out, done.append), done
+    return evaluate(Path("checkpoint"), val, config, LAYOUT, out, done.append, report), done
 
 
 def test_perfect_detections_score_one_and_every_file_is_there(
@@ -86,6 +91,25 @@ def test_perfect_detections_score_one_and_every_file_is_there(
     for path in [*evaluation.pictures, out / "pr_curves.png"]:
         with Image.open(path) as image:
             assert image.width > 50
+    assert evaluation.report is None and not (out / "report").exists()
+
+
+def test_a_report_lies_beside_the_numbers_or_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, val: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, evaluate=EvaluateConfig(pictures=0, report_pictures=1))
+    evaluation, _ = score(monkeypatch, val, tmp_path / "out", perfect(val), config)
+    page = tmp_path / "out/report/report.html"
+    assert evaluation.report == page
+    text = page.read_text()
+    assert "box AP" in text and "mask AP50" in text and "2 x" not in text and "1 x 1 CPU" in text
+    assert len(list((page.parent / "galleries").glob("best-01-*.png"))) == 1 and "data:image/jpeg" in text
+    assert not list((page.parent / "galleries").glob("missed*"))  # a perfect model misses nothing
+    names = {image["id"]: image["file_name"] for image in annotations(val)["images"]}
+    (best,) = (page.parent / "galleries").iterdir()
+    assert names[int(best.stem.split("-")[-1])] in text
+    elsewhere, _ = score(monkeypatch, val, tmp_path / "out", perfect(val), config, tmp_path / "there")
+    assert elsewhere.report == tmp_path / "there/report.html" and not page.exists()
 
 
 def test_images_without_detections_cost_recall(monkeypatch: pytest.MonkeyPatch, val: Path, tmp_path: Path) -> None:
@@ -99,7 +123,7 @@ def test_images_without_detections_cost_recall(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_only_the_chosen_images_count(monkeypatch: pytest.MonkeyPatch, val: Path, tmp_path: Path) -> None:
-    config = replace(CONFIG, evaluate=EvaluateConfig(max_images=3, pictures=0))
+    config = replace(CONFIG, evaluate=EvaluateConfig(max_images=3, pictures=0, report=False))
     evaluation, _ = score(monkeypatch, val, tmp_path, perfect(val, 3), config)
     assert evaluation.images == 3 and evaluation.pictures == ()
     assert evaluation.aps["mask"].stats["AP"] == 1.0  # the other five are not missed

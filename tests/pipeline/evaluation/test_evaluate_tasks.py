@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_keypoints_are_scored_drawn_and_written(monkeypatch: pytest.MonkeyPatch,
     manifest = load_manifest(place)
     assert manifest.keypoints is not None and manifest.keypoints.sigmas == (0.05, 0.1, 0.1)
     model = ModelConfig(keypoint=KeypointConfig(count=3))
-    config = RunConfig(model=model, evaluate=EvaluateConfig(pictures=2))
+    config = RunConfig(model=model, evaluate=EvaluateConfig(pictures=2, report_pictures=1))
     predicted = found_in(place, ("bbox", "segmentation", "keypoints"))
     drawn: list[tuple[Any, ...]] = []
     monkeypatch.setattr(module, "draw_comparison", lambda *arguments: drawn.append(arguments))
@@ -101,6 +102,7 @@ def test_keypoints_are_scored_drawn_and_written(monkeypatch: pytest.MonkeyPatch,
     assert set(results[0]) == {"image_id", "category_id", "keypoints", "score"}
     assert evaluate_coco(annotations(place), results, "keypoint", "pycocotools").stats == ap.stats
     assert (tmp_path / "out/pr_curves.png").exists()
+    assert "keypoint AP50" in (tmp_path / "out/report/report.html").read_text()
     *_, truth, found, _, _, skeleton = drawn[0]
     assert skeleton == ((0, 1), (0, 2)) and len(found.keypoints) == len(truth.keypoints)
 
@@ -112,7 +114,9 @@ def test_of_a_few_images_none_may_have_a_keypoint(
         content["categories"][0]["keypoints"] = NAMES
 
     place = shards(shapes, tmp_path, name_keypoints)
-    config = RunConfig(model=ModelConfig(keypoint=KeypointConfig(count=3)), evaluate=EvaluateConfig(pictures=0))
+    config = RunConfig(
+        model=ModelConfig(keypoint=KeypointConfig(count=3)), evaluate=EvaluateConfig(pictures=0, report=False)
+    )
     predicted = found_in(place, ("bbox", "segmentation", "keypoints"))
     ap = score(monkeypatch, place, tmp_path / "out", predicted, config).aps["keypoint"]
     assert all(math.isnan(value) for value in ap.stats.values()) and set(ap.instances.values()) == {0}
@@ -128,7 +132,7 @@ def test_a_pose_model_needs_shards_with_keypoints(
 
 def test_of_an_rpn_alone_the_recall_is_told(monkeypatch: pytest.MonkeyPatch, shapes: Path, tmp_path: Path) -> None:
     place, model = shapes / "val", ModelConfig(box=None, mask=None)
-    config = RunConfig(model=model, evaluate=EvaluateConfig(pictures=1))
+    config = RunConfig(model=model, evaluate=EvaluateConfig(pictures=1, report_pictures=1))
     first = load_manifest(place).category_ids[0]
     predicted = [
         replace(p, results=[{**r, "category_id": first} for r in p.results]) for p in found_in(place, ("bbox",))
@@ -140,6 +144,9 @@ def test_of_an_rpn_alone_the_recall_is_told(monkeypatch: pytest.MonkeyPatch, sha
     assert json.loads((tmp_path / "results_proposal.json").read_text())[0]["category_id"] == first
     assert not (tmp_path / "per_class.csv").exists() and not (tmp_path / "pr_curves.png").exists()
     assert len(evaluation.pictures) == 2
+    page = (tmp_path / "report/report.html").read_text()
+    sections = re.findall("section id=([a-z-]+)", page)
+    assert sections == ["numbers", "sizes", "speed"]  # what needs classes or precision is left out; nothing is missed
 
 
 def test_lvis_shards_are_scored_by_lvis_rules(monkeypatch: pytest.MonkeyPatch, shapes: Path, tmp_path: Path) -> None:
@@ -160,8 +167,9 @@ def test_lvis_shards_are_scored_by_lvis_rules(monkeypatch: pytest.MonkeyPatch, s
     category = given["categories"][1]["id"]  # an alarm in an image where nobody looked for that class
     alone = next(p for p in predicted if all(r["category_id"] != category for r in p.results))
     alone.results.append({"image_id": alone.sample_id, "category_id": category, "bbox": [0, 0, 60, 60], "score": 0.99})
-    config = RunConfig(model=ModelConfig(mask=None), evaluate=EvaluateConfig(pictures=0))
+    config = RunConfig(model=ModelConfig(mask=None), evaluate=EvaluateConfig(pictures=0, report_pictures=0))
     ap = score(monkeypatch, place, tmp_path / "out", predicted, config).aps["box"]
+    assert "LVIS&#x27;s protocol" in (tmp_path / "out/report/report.html").read_text()
     assert ap.stats["AP"] == ap.stats["AR_300"] == 1 and "AP_rare" in ap.stats
     results = [r for p in predicted for r in p.results]
     assert evaluate_coco(truth, results, "box").stats["AP"] < 1
@@ -169,6 +177,8 @@ def test_lvis_shards_are_scored_by_lvis_rules(monkeypatch: pytest.MonkeyPatch, s
 
 def test_chosen_categories_alone_are_scored(monkeypatch: pytest.MonkeyPatch, shapes: Path, tmp_path: Path) -> None:
     names = load_manifest(shapes / "val").class_names
-    config = RunConfig(model=ModelConfig(mask=None), evaluate=EvaluateConfig(categories=names[2:4], pictures=0))
+    config = RunConfig(
+        model=ModelConfig(mask=None), evaluate=EvaluateConfig(categories=names[2:4], pictures=0, report=False)
+    )
     evaluation = score(monkeypatch, shapes / "val", tmp_path, found_in(shapes / "val", ("bbox",)), config)
     assert set(evaluation.aps["box"].per_class) == set(names[2:4])

@@ -5,7 +5,8 @@ from pycocotools import mask as coco_mask
 from model.types import Detections
 from pipeline.data.records import Record
 from pipeline.evaluation.coco_rle import detections_to_results
-from pipeline.evaluation.instances import from_detections, from_record, from_results
+from pipeline.evaluation.instances import cut_out, from_annotations, from_record, from_results
+from pipeline.evaluation.shown_detections import from_detections
 
 
 def test_from_detections_and_from_their_results() -> None:
@@ -47,3 +48,34 @@ def test_from_a_record() -> None:
     assert truth.keypoints is not None and truth.keypoints[0].tolist() == [[6, 5, 2], [0, 0, 0]]
     record.update({"boxes": [], "classes": [], "crowd": [], "rles": [], "keypoints": []})
     assert from_record(record).boxes.shape == (0, 4)
+
+
+def test_from_annotations_and_a_window_of_them() -> None:
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[5:15, 10:20] = 1
+    counts = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    rows = [
+        {"category_id": 9, "bbox": [10, 5, 10, 10], "segmentation": {"size": [20, 30], "counts": counts}},
+        {"category_id": 7, "bbox": [0, 0, 4, 4], "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]], "iscrowd": 1},
+    ]
+    shown = from_annotations(rows, [7, 9], 20, 30)
+    assert shown.classes.tolist() == [2, 1] and shown.crowd is not None and shown.crowd.tolist() == [False, True]
+    assert shown.masks is not None and shown.masks[0][:2] == (5, 10) and shown.masks[0][2].all()
+    window = (15, 3, 30, 12)
+    cut = cut_out(shown, window)
+    assert cut.boxes.tolist() == [[0, 2, 5, 9]] and cut.classes.tolist() == [2]
+    assert cut.masks is not None
+    y0, x0, crop = cut.masks[0]
+    again = np.zeros((9, 15), dtype=np.uint8)
+    again[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
+    np.testing.assert_array_equal(again, mask[3:12, 15:30])
+
+
+def test_results_without_a_box_get_one() -> None:
+    mask = np.zeros((20, 30), dtype=np.uint8)
+    mask[5:15, 10:20] = 1
+    code = coco_mask.encode(np.asfortranarray(mask))
+    masked = {"category_id": 1, "score": 0.9, "segmentation": {"size": [20, 30], "counts": code["counts"].decode()}}
+    posed = {"category_id": 1, "score": 0.9, "keypoints": [10, 5, 2, 20, 15, 2]}
+    for result in (masked, posed):
+        assert from_results([result], [1]).boxes.tolist() == [[10, 5, 20, 15]]
