@@ -75,8 +75,11 @@ def _look_and_detect(model: MaskRCNN, height: int, width: int) -> None:
         stage(read(proposals, model.box.config.roi_size))
     heads = [head for head in (model.mask, model.keypoint) if head is not None]
     crops = {head.config.roi_size: read(model.box.config.detections_per_image, head.config.roi_size) for head in heads}
-    for head in heads:
-        head(crops[head.config.roi_size])
+    if model.mask is not None:
+        count = model.box.config.detections_per_image
+        model.mask(crops[model.mask.config.roi_size], torch.ones(count, dtype=torch.int64))
+    if model.keypoint is not None:
+        model.keypoint(crops[model.keypoint.config.roi_size])
 
 
 @dataclass(frozen=True)
