@@ -38,6 +38,12 @@ def paste_crops(
     Returns:
         N crops (y0, x0, uint8 [h, w]), inside the image; h or w is 0 where nothing of the box lies in it.
     """
+    check_pasting(masks, boxes, threshold)
+    return _RULES[rule](masks.float(), boxes.float(), size, threshold)
+
+
+def check_pasting(masks: Tensor, boxes: Tensor, threshold: float) -> None:
+    """Raises ValueError where masks float [N, m, m] and boxes float [N, 4] cannot be pasted."""
     if masks.ndim != 3 or masks.shape[1] != masks.shape[2] or boxes.shape != (masks.shape[0], 4):
         raise ValueError(
             f"pasting needs masks [N, m, m] and boxes [N, 4], got {list(masks.shape)} and {list(boxes.shape)}; "
@@ -47,7 +53,6 @@ def paste_crops(
         raise ValueError(f"the mask threshold is a probability between 0 and 1, got {threshold}; 0.5 is the usual one")
     if not bool(torch.isfinite(boxes).all()):
         raise ValueError("boxes to paste masks in must be finite, got inf or nan; drop such detections first")
-    return _RULES[rule](masks.float(), boxes.float(), size, threshold)
 
 
 def paste_full(
@@ -61,24 +66,41 @@ def paste_full(
 
 
 def _paste_exact(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> list[Crop]:
-    height, width = size
-    m = masks.shape[-1]
-    # Below one half, the fade-out to the zeros outside (half a cell wide) may pass the threshold too.
-    reach = 0.0 if threshold >= 0.5 else 0.5 / m
     crops: list[Crop] = []
-    for mask, box, (x0, y0, x1, y1) in zip(masks, boxes, boxes.tolist(), strict=True):
-        left, right = _span(x0, x1, reach, width)
-        top, bottom = _span(y0, y1, reach, height)
-        if right <= left or bottom <= top:
+    for mask, box, (x0, y0, x1, y1) in zip(masks, boxes, exact_extents(masks, boxes, size, threshold), strict=True):
+        if x1 <= x0 or y1 <= y0:
             crops.append(_nothing(masks))
             continue
-        # The grid is laid out [w, h], so the crop comes out column by column: that is the order of COCO's RLE.
-        grid = masks.new_empty((1, right - left, bottom - top, 2))
-        grid[0, :, :, 0] = _centres(left, right, box[0], box[2])[:, None]  # [w, 1] -> [w, h]
-        grid[0, :, :, 1] = _centres(top, bottom, box[1], box[3])  # [h] -> [w, h]
-        columns = F.grid_sample(mask[None, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        crops.append((top, left, (columns[0, 0] >= threshold).to(torch.uint8).t()))
+        every = torch.arange(x0, x1, dtype=torch.float32, device=masks.device)
+        crops.append((y0, x0, exact_columns(mask, box, every, (y0, y1), threshold).t()))
     return crops
+
+
+def exact_extents(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float
+) -> list[tuple[int, int, int, int]]:
+    """x0, y0, x1, y1 of the pixels that each of N masks can set by the exact rule; 0, 0 for a side without length."""
+    height, width = size
+    # Below one half, the fade-out to the zeros outside (half a cell wide) may pass the threshold too.
+    reach = 0.0 if threshold >= 0.5 else 0.5 / masks.shape[-1]
+    found = []
+    for x0, y0, x1, y1 in boxes.tolist():
+        (left, right), (top, bottom) = _span(x0, x1, reach, width), _span(y0, y1, reach, height)
+        found.append((left, top, right, bottom))
+    return found
+
+
+def exact_columns(mask: Tensor, box: Tensor, columns: Tensor, rows: tuple[int, int], threshold: float) -> Tensor:
+    """uint8 [C, h]: what the exact rule makes of columns float32 [C] (pixels) and rows first..last-1 of a mask [m, m].
+
+    Laid out column by column: that is the order of COCO's RLE.
+    """
+    every = torch.arange(*rows, dtype=torch.float32, device=mask.device)
+    grid = mask.new_empty((1, len(columns), len(every), 2))
+    grid[0, :, :, 0] = _centres(columns, box[0], box[2])[:, None]  # [C, 1] -> [C, h]
+    grid[0, :, :, 1] = _centres(every, box[1], box[3])  # [h] -> [C, h]
+    values = F.grid_sample(mask[None, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return (values[0, 0] >= threshold).to(torch.uint8)
 
 
 def _span(low: float, high: float, reach: float, limit: int) -> tuple[int, int]:
@@ -89,10 +111,9 @@ def _span(low: float, high: float, reach: float, limit: int) -> tuple[int, int]:
     return max(math.floor(low - margin), 0), min(math.ceil(high + margin), limit)
 
 
-def _centres(first: int, last: int, low: Tensor, high: Tensor) -> Tensor:
-    """Pixel centres first..last-1 in grid_sample's coordinates: -1 is the box's low side, 1 its high side."""
-    pixels = torch.arange(first, last, dtype=torch.float32, device=low.device) + 0.5
-    return (pixels - low) / (high - low) * 2 - 1
+def _centres(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Pixel centres in grid_sample's coordinates: -1 is the box's low side, 1 its high side."""
+    return (pixels + 0.5 - low) / (high - low) * 2 - 1
 
 
 def _paste_integer(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> list[Crop]:

@@ -153,6 +153,8 @@ def compress_many(runs: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[byt
 
     From the fourth run of a mask on, the text has the difference to the one before the last.
     """
+    if not len(sizes):
+        return []
     starts = np.cumsum(sizes) - sizes
     values = runs.copy()
     values[2:] -= runs[:-2]

@@ -15,6 +15,7 @@ from model.ops.masks import paste_crops
 from model.types import Detections
 from pipeline.data import rle
 from pipeline.errors import UserError
+from pipeline.evaluation.mask_runs import exact_runs
 
 Integers = npt.NDArray[np.int64]
 
@@ -55,8 +56,12 @@ def detections_to_results(
     ]
     if detections.masks is not None:
         height, width = detections.size
-        crops = paste_crops(detections.masks.cpu(), detections.boxes.cpu(), detections.size, rule, threshold)
-        counts = encode_crops([(y0, x0, crop.numpy()) for y0, x0, crop in crops], height, width)
+        masks, at = detections.masks.cpu(), detections.boxes.cpu()
+        if rule == "exact":
+            counts = rle.compress_many(*exact_runs(masks, at, detections.size, threshold))
+        else:
+            crops = paste_crops(masks, at, detections.size, rule, threshold)
+            counts = encode_crops([(y0, x0, crop.numpy()) for y0, x0, crop in crops], height, width)
         for result, text in zip(results, counts, strict=True):
             result["segmentation"] = {"size": [height, width], "counts": text.decode("ascii")}
     if detections.keypoints is not None:
