@@ -11,7 +11,7 @@ bug of ours and keeps its traceback.
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.syntax import Syntax
@@ -22,6 +22,9 @@ from jobs import benchmarks, shard_formats
 from jobs.arguments import Overrides
 from jobs.console import err, out
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
 
 
 class Verbs(TyperGroup):
@@ -118,16 +121,56 @@ def train(
 ) -> None:
     """Train, evaluate and log a run. The same train.name continues where it stopped."""
     if print_config:
-        from pipeline.configure import load_config, to_yaml
+        from pipeline.configure import load_config
 
-        text = to_yaml(load_config(config, overrides or ()))
-        out.print(
-            Syntax(text, "yaml", background_color="default") if out.is_terminal else Text(text), end="", soft_wrap=True
-        )
+        _print_config(load_config(config, overrides or ()))
         return
     from jobs.train import train as run
 
     run(config, overrides or [])
+
+
+def _print_config(config: "RunConfig") -> None:
+    from pipeline.configure import to_yaml
+
+    text = to_yaml(config)
+    out.print(
+        Syntax(text, "yaml", background_color="default") if out.is_terminal else Text(text), end="", soft_wrap=True
+    )
+
+
+@app.command()
+def transfer(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Option("--from", metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    class_map: Annotated[
+        Path | None,
+        typer.Option(
+            "--map",
+            metavar="YAML",
+            help="Classes that names do not tell: a line `rider: person` copies, `rider: null` starts anew.",
+            show_default=False,
+        ),
+    ] = None,
+    network: Annotated[
+        Literal["config", "checkpoint"],
+        typer.Option(help="Whose model section: layers and conventions such as BN eps."),
+    ] = "config",
+    print_config: Annotated[bool, typer.Option("--print", help="Show the resolved config and stop.")] = False,
+) -> None:
+    """Train on other classes than the checkpoint's: what both have, by name, keeps its weights.
+
+    The table of classes comes before anything starts. init.transfer.classes.rider=person does what a map does.
+    """
+    from jobs import transfer as job
+
+    if print_config:
+        _print_config(job.transfer_config(config, checkpoint, overrides or [], class_map, network))
+    else:
+        job.transfer(config, checkpoint, overrides or [], class_map, network)
 
 
 @app.command()
