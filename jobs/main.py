@@ -174,6 +174,45 @@ def transfer(
 
 
 @app.command()
+def finetune(
+    images: Annotated[Path, typer.Option(metavar="DIR", help="The images.", show_default=False)],
+    annotations: Annotated[Path, typer.Option(help="Their annotations: COCO's JSON.", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Option("--from", metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="For shards and the run.", show_default="finetune-ANNOTATIONS")
+    ] = None,
+    val_annotations: Annotated[
+        Path | None, typer.Option(help="To evaluate on.", show_default="some images are held out")
+    ] = None,
+    val_images: Annotated[Path | None, typer.Option(metavar="DIR", help="Of those.", show_default="--images")] = None,
+    val_share: Annotated[float, typer.Option(min=0.01, max=0.9, help="Of the images, held out.")] = 0.1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Ray tasks that shard at once.", show_default="one a CPU of the cluster")
+    ] = None,
+    print_config: Annotated[bool, typer.Option("--print", help="Show what would be done, and stop.")] = False,
+) -> None:
+    """Train on your own data, from a checkpoint: split, shard, choose a recipe, train, evaluate.
+
+    The same command goes on where a killed one stopped. KEY=VALUE changes what it chose.
+    """
+    from jobs import finetune as job
+
+    if val_images is not None and val_annotations is None:
+        raise UserError("--val-images goes with --val-annotations; give both, or neither to hold some images out")
+    place = out_dir or Path(f"finetune-{annotations.stem}")
+    inputs = job.Inputs(images, annotations, checkpoint, place, val_images, val_annotations, val_share, workers)
+    if print_config:
+        plan = job.make_plan(inputs, overrides or [])
+        job.show(plan)
+        _print_config(plan.config)
+    else:
+        job.finetune(inputs, overrides or [])
+
+
+@app.command()
 def evaluate(
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)

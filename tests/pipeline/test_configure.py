@@ -341,8 +341,8 @@ def test_all_problems_come_together_with_where_they_are(tmp_path):
     for said in (
         f'optim.lr must be a number, got "fast" ({tmp_path}/base.yaml:2)',
         f"optim.zzz is not a key; optim has lr, lr_batch_images, momentum, weight_decay, weight_decay_norm, "
-        f"weight_decay_bias, warmup_steps, warmup_factor, milestones, gamma, clip_norm, lr_factors, layer_decay, freeze, "
-        f"probe_steps ({tmp_path}/base.yaml:3)",
+        f"weight_decay_bias, warmup_steps, warmup_factor, milestones, gamma, clip_norm, lr_factors, layer_decay, "
+        f"freeze, probe_steps ({tmp_path}/base.yaml:3)",
         f"train.steps must be at least 1, got 0 ({path}:4)",
         f"train.step is not a key; did you mean train.steps? ({path}:5)",
         f"train.seed is not a key; in a file, write one level a line, indented, instead of dots ({path}:6)",
