@@ -15,6 +15,8 @@ from jobs.console import out
 from jobs.shard import show_shards, write_shards
 from jobs.train import train_config
 from jobs.transfer import network_of
+from jobs.transfer_table import show_transfer
+from model.build import build_model
 from pipeline.config import ClusterConfig, InitConfig, RunConfig, TransferConfig
 from pipeline.configure import apply_overrides
 from pipeline.data.coco import ImageEntry, read_coco
@@ -27,6 +29,7 @@ from pipeline.data.split import hold_out
 from pipeline.data.storage import Storage
 from pipeline.training.checkpoint import read_meta
 from pipeline.training.recipe import Recipe, choose_recipe
+from pipeline.training.transfer import Transfer, transfer_weights
 
 INPUTS = "finetune.json"  # what a directory was made of
 NAME = "finetune"  # of the run
@@ -52,6 +55,7 @@ class Plan:
 
     splits: dict[str, Dataset]
     config: RunConfig
+    transfer: Transfer
     lines: tuple[str, ...]  # for people: what was chosen, and why
 
 
@@ -71,6 +75,14 @@ def finetune(inputs: Inputs, overrides: Sequence[str]) -> None:
         )
     show_shards(manifests)
     train_config(plan.config, NAME)
+
+
+def show_only(inputs: Inputs, overrides: Sequence[str]) -> RunConfig:
+    """Say what would be done; the configuration that would be trained."""
+    plan = make_plan(inputs, overrides)
+    show(plan)
+    show_transfer(plan.transfer)
+    return plan.config
 
 
 def show(plan: Plan) -> None:
@@ -119,7 +131,17 @@ def make_plan(inputs: Inputs, overrides: Sequence[str]) -> Plan:
         train=replace(recipe.train, name=NAME, precision=earlier.train.precision),
         cluster=ClusterConfig(runs_dir=str(place / "runs")),
     )
-    return Plan(splits, apply_overrides(config, overrides), tuple(lines))
+    config = apply_overrides(config, overrides)
+    return Plan(splits, config, _try_transfer(config, whole), tuple(lines))
+
+
+def _try_transfer(config: RunConfig, data: Dataset) -> Transfer:
+    """What the weights give to the model; it is done here to fail here. Raises CheckpointError."""
+    keypoint = config.model.keypoint
+    if keypoint is not None and data.keypoints is not None:
+        keypoint = replace(keypoint, count=len(data.keypoints.names))
+    model = replace(config.model, classes=len(data.class_names), keypoint=keypoint)
+    return transfer_weights(build_model(model), replace(config, model=model), data.class_names)
 
 
 def _split(inputs: Inputs, whole: Dataset, boxes_only: bool) -> dict[str, Dataset]:

@@ -205,9 +205,7 @@ def finetune(
     place = out_dir or Path(f"finetune-{annotations.stem}")
     inputs = job.Inputs(images, annotations, checkpoint, place, val_images, val_annotations, val_share, workers)
     if print_config:
-        plan = job.make_plan(inputs, overrides or [])
-        job.show(plan)
-        _print_config(plan.config)
+        _print_config(job.show_only(inputs, overrides or []))
     else:
         job.finetune(inputs, overrides or [])
 

@@ -19,9 +19,11 @@ NewRows = Literal["normal", "initial"]
 # What weights mean, though their shapes need not tell: of the trunk, and of heads, which can learn another meaning.
 TRUNK_MEANINGS = (
     *("input.mean", "input.std", "input.channels"),
-    *("trunk.body", "trunk.neck", "trunk.norm_eps", "trunk.stride_in", "trunk.non_local", "trunk.fpn_channels"),
+    *("trunk.body", "trunk.neck", "trunk.norm", "trunk.norm_eps", "trunk.stride_in", "trunk.non_local"),
+    *("trunk.fpn_channels", "trunk.fpn_norm"),
 )
-HEAD_MEANINGS = ("rpn.anchors", "roi.operation", "roi.aligned", "box.weights")
+HEAD_MEANINGS = ("rpn.anchors", "roi.operation", "roi.aligned", "box.weights", "box.norm", "mask.norm")
+_BATCH_NORMS = ("frozen_bn", "bn", "sync_bn")  # one may go on from another's weights and statistics
 
 
 class NoTransferError(ValueError):
@@ -70,7 +72,7 @@ def other_meanings(old: ModelConfig, new: ModelConfig, keys: Sequence[str]) -> d
         section = key.split(".")[0]
         if getattr(old, section) is not None and getattr(new, section) is not None:
             pair = attrgetter(key)(old), attrgetter(key)(new)
-            if pair[0] != pair[1]:
+            if pair[0] != pair[1] and not all(value in _BATCH_NORMS for value in pair):
                 found[key] = pair
     return found
 
