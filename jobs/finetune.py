@@ -100,11 +100,13 @@ def make_plan(inputs: Inputs, overrides: Sequence[str]) -> Plan:
     earlier, meta = read_meta(inputs.checkpoint)
     model = network_of(inputs.checkpoint)
     lines = []
-    boxes_only = not _has_masks(read_coco(inputs.annotations, inputs.images, Quarantine(), boxes_only=True))
-    if boxes_only and model.mask is not None:
-        model = replace(model, mask=None)
-        lines.append("masks       no annotation has one: boxes are trained alone")
-    whole = read_coco(inputs.annotations, inputs.images, Quarantine(), boxes_only=boxes_only)
+    whole = read_coco(inputs.annotations, inputs.images, Quarantine())
+    boxes_only = not _has_masks(whole)
+    if boxes_only:
+        whole = read_coco(inputs.annotations, inputs.images, Quarantine(), boxes_only=True)
+        if model.mask is not None:
+            model = replace(model, mask=None)
+            lines.append("masks       no annotation has one: boxes are trained alone")
     if model.keypoint is not None and whole.keypoints is None:
         model = replace(model, keypoint=None)
         lines.append("keypoints   the annotations have none: they are not trained")
@@ -128,7 +130,7 @@ def make_plan(inputs: Inputs, overrides: Sequence[str]) -> Plan:
             repeat_threshold=recipe.repeat_threshold,
         ),
         optim=recipe.optim,
-        train=replace(recipe.train, name=NAME, precision=earlier.train.precision),
+        train=replace(recipe.train, name=NAME),
         cluster=ClusterConfig(runs_dir=str(place / "runs")),
     )
     config = apply_overrides(config, overrides)
