@@ -117,6 +117,8 @@ def transfer(
             fresh[module] = "the weights have no such layer"
             if head not in changed:
                 raise NoTransferError(f"the weights have no {name}, which model.{head} of this configuration has")
+        elif by_class and len(theirs) != _outputs(before[module], old.classes or 0):
+            raise NoTransferError(f"{name} has {len(theirs)} rows, which is not what {old.classes} classes have")
         elif theirs.shape[by_class:] != mine.shape[by_class:]:  # the first axis is the outputs
             fresh[module] = f"{list(theirs.shape)} in the weights, {list(mine.shape)} here"
             if head not in changed:
@@ -139,6 +141,10 @@ def transfer(
             copied.append(name)
     left = tuple(name for name in source if name not in own and not _is_counter(name))
     return Transferred(result, tuple(copied), tuple(mapped), new_tensors, left)
+
+
+def _outputs(layer: ClassLayer, classes: int) -> int:
+    return layer.rows * (1 if layer.shared else classes + layer.background)
 
 
 def _is_counter(name: str) -> bool:

@@ -219,6 +219,13 @@ def test_tensors_that_do_not_fit_where_the_configurations_agree() -> None:
         run(old, new, source=source)
 
 
+def test_rows_that_are_not_those_of_the_classes() -> None:
+    source = state_of(replace(TINY, classes=OLD), 1)
+    source["box.deltas.bias"] = source["box.deltas.bias"][:-4]
+    with pytest.raises(NoTransferError, match=r"box\.deltas\.bias has 16 rows, which is not what 5 classes have"):
+        run(replace(TINY, classes=OLD), replace(TINY, classes=NEW), source=source)
+
+
 def test_what_weights_mean() -> None:
     other = replace(TINY, trunk=replace(TINY.trunk, body="resnet34", freeze_stages=1), rpn=None)
     keys = ("trunk.body", "trunk.neck", "rpn.anchors")
