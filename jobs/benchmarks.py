@@ -114,6 +114,36 @@ def learning(
     run(table, overrides or [], threads)
 
 
+@app.command("transfer")
+def transfer(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.", show_default=False)],
+    source: Annotated[str, typer.Option(metavar="SHARDS", help="To pretrain on.", show_default=False)],
+    target: Annotated[
+        list[str], typer.Option(metavar="SHARDS", help="To train on; may be repeated.", show_default=False)
+    ],
+    checkpoint: Annotated[
+        Path, typer.Option(help="Of the pretrained model; it is made if it is not there.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    pretrain_steps: Annotated[int, typer.Option(min=1, help="Steps on the source.")] = 900,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Transfer between classes against training from scratch, at equal steps, without Ray. data.val is scored."""
+    from jobs.benchmark_transfer import benchmark_transfer as run
+
+    run(
+        config,
+        overrides or [],
+        source=source,
+        targets=target,
+        checkpoint=checkpoint,
+        pretrain_steps=pretrain_steps,
+        seeds=seeds,
+        threads=threads,
+    )
+
+
 Config = Annotated[Path | None, typer.Option(help="YAML file, see configs/.", show_default="the COCO 1x recipe")]
 Size = Annotated[str, typer.Option(help="HEIGHTxWIDTH in pixels.")]
 Images = Annotated[int, typer.Option(min=1, help="Images a batch.")]

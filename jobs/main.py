@@ -1,6 +1,6 @@
 """The `maskrcnn` command: one verb a file beside this one, imported only when it is used.
 
-Groups of verbs: shard_formats.py, benchmarks.py.
+Groups of verbs: shard_formats.py, benchmarks.py. Those that train: training_verbs.py.
 
     maskrcnn shard shapes --out data/shapes
     maskrcnn train configs/shapes/quickstart.yaml train.steps=200
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.syntax import Syntax
 from rich.text import Text
 from typer.core import TyperGroup
 
-from jobs import benchmarks, shard_formats
+from jobs import benchmarks, shard_formats, training_verbs
 from jobs.arguments import Overrides
 from jobs.console import err, out
 from pipeline.errors import UserError
@@ -110,24 +109,8 @@ def inspect(
     run(shards, sample=sample, stats=stats, augment=augment, overrides=overrides or [], out_path=out_path)
 
 
-@app.command()
-def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, see configs/.", show_default=False)],
-    overrides: Overrides = None,
-    print_config: Annotated[bool, typer.Option("--print", help="Show the resolved config and stop.")] = False,
-) -> None:
-    """Train, evaluate and log a run. The same train.name continues where it stopped."""
-    if print_config:
-        from pipeline.configure import load_config, to_yaml
-
-        text = to_yaml(load_config(config, overrides or ()))
-        out.print(
-            Syntax(text, "yaml", background_color="default") if out.is_terminal else Text(text), end="", soft_wrap=True
-        )
-        return
-    from jobs.train import train as run
-
-    run(config, overrides or [])
+for verb in (training_verbs.train, training_verbs.transfer, training_verbs.finetune):
+    app.command()(verb)
 
 
 @app.command()

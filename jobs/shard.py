@@ -13,6 +13,7 @@ from rich.table import Table
 
 from jobs.console import out, progress
 from pipeline.data.cityscapes import read_cityscapes
+from pipeline.data.class_subset import only_classes
 from pipeline.data.coco import read_coco
 from pipeline.data.folder import read_folder
 from pipeline.data.lvis import read_lvis
@@ -47,6 +48,7 @@ def shard_coco(
     keypoints: Path | None,
     boxes_only: bool,
     proposals: Sequence[Path],
+    classes: Sequence[str] | None,
     strict: bool,
     **writing: Unpack[Writing],
 ) -> None:
@@ -54,6 +56,8 @@ def shard_coco(
     dataset = read_coco(annotations, images, Quarantine(strict), keypoints, boxes_only)
     if proposals:
         dataset = with_proposals(dataset, proposals)
+    if classes is not None:
+        dataset = only_classes(dataset, classes)
     _shard_one(dataset, out_dir, annotations.stem, writing)
 
 
@@ -68,11 +72,14 @@ def shard_cityscapes(
     out_dir: str,
     *,
     cities: Sequence[str] | None,
+    classes: Sequence[str] | None,
     strict: bool,
     **writing: Unpack[Writing],
 ) -> None:
     """Shard a split of Cityscapes, or some of its cities."""
     dataset = read_cityscapes(root, split, Quarantine(strict), cities=cities)
+    if classes is not None:
+        dataset = only_classes(dataset, classes)
     _shard_one(dataset, out_dir, split, writing, CITYSCAPES_ROWS)
 
 
@@ -85,7 +92,7 @@ def migrate(old: str, out_dir: str, *, overwrite: bool, workers: int | None) -> 
     """Write shards of format 1 again in today's format, in their order."""
     dataset, options = read_shards_v1(old, Quarantine())
     target = Storage.at(out_dir)
-    manifest = _shard(
+    manifest = write_shards(
         dataset,
         target,
         Storage.at(old).name,
@@ -95,7 +102,7 @@ def migrate(old: str, out_dir: str, *, overwrite: bool, workers: int | None) -> 
         options["rows_per_group"],
         seed=None,
     )
-    _show({target: manifest})
+    show_shards({target: manifest})
 
 
 def shard_shapes(
@@ -144,7 +151,7 @@ def _shard_one(
     """Shard a data set and show what is in the shards."""
     target = Storage.at(out_dir)
     rows = writing["rows_per_shard"] or rows_per_shard
-    _show({target: _shard(dataset, target, name, writing["overwrite"], writing["workers"], rows)})
+    show_shards({target: write_shards(dataset, target, name, writing["overwrite"], writing["workers"], rows)})
 
 
 def _shard_generated(
@@ -167,11 +174,11 @@ def _shard_generated(
                 manifests[target] = present
                 continue
         # One worker: it is done before a Ray would have started.
-        manifests[target] = _shard(read(split), target, split, True, 1, rows_per_shard)
-    _show(manifests)
+        manifests[target] = write_shards(read(split), target, split, True, 1, rows_per_shard)
+    show_shards(manifests)
 
 
-def _shard(
+def write_shards(
     dataset: Dataset,
     target: Storage,
     name: str,
@@ -195,7 +202,7 @@ def _shard(
         )
 
 
-def _show(manifests: Mapping[Storage, Manifest]) -> None:
+def show_shards(manifests: Mapping[Storage, Manifest]) -> None:
     """A column a directory: counts, then what was set aside and why."""
     table = Table(box=None, pad_edge=False)
     table.add_column("shards in")

@@ -15,6 +15,10 @@ OutSplits = Annotated[Path, typer.Option("--out", help="Directory of train/ and 
 Images = Annotated[
     str, typer.Option(metavar="DIR_OR_URI", help="The images: a directory or s3://, gs://.", show_default=False)
 ]
+Classes = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="Only these classes, in this order.", show_default="all of them"),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail on a bad sample instead of setting it aside.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace shards that are there.")]
 Workers = Annotated[
@@ -50,6 +54,7 @@ def shard_coco(
             show_default=False,
         ),
     ] = None,
+    classes: Classes = None,
     strict: Strict = False,
     overwrite: Overwrite = False,
     rows_per_shard: RowsPerShard = None,
@@ -68,11 +73,16 @@ def shard_coco(
         keypoints=keypoints,
         boxes_only=boxes_only,
         proposals=proposals or [],
+        classes=_names(classes),
         strict=strict,
         overwrite=overwrite,
         workers=workers,
         rows_per_shard=rows_per_shard,
     )
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 @app.command("lvis")
@@ -105,6 +115,7 @@ def shard_cityscapes(
     split: Annotated[str, typer.Option(metavar="train|val|test", help="Which pictures.", show_default=False)],
     out_dir: OutShards,
     city: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this city; may be repeated.")] = None,
+    classes: Classes = None,
     strict: Strict = False,
     overwrite: Overwrite = False,
     rows_per_shard: Annotated[
@@ -120,6 +131,7 @@ def shard_cityscapes(
         split,
         out_dir,
         cities=city,
+        classes=_names(classes),
         strict=strict,
         overwrite=overwrite,
         workers=workers,

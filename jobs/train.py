@@ -5,6 +5,8 @@ from pathlib import Path
 
 from jobs.console import Meter, err, out, progress
 from jobs.evaluate import evaluate_and_show
+from jobs.transfer_table import show_transfer
+from pipeline.config import RunConfig
 from pipeline.configure import load_config, to_dict, to_yaml
 from pipeline.data.manifest import load_manifest
 from pipeline.data.mixture import locations
@@ -15,13 +17,19 @@ from pipeline.tracking.mlflow_run import Tracker
 from pipeline.tracking.mlflow_store import default_uri
 from pipeline.training.cluster import Layout, plan_evaluation, plan_workers
 from pipeline.training.evaluations import best_checkpoint
+from pipeline.training.freezing import describe, outputs_of
 from pipeline.training.optim import peak_lr
 from pipeline.training.run import Event, Run, fit, prepare, tags
 
 
 def train(config_path: Path, overrides: Sequence[str]) -> None:
     """Run it."""
-    run = prepare(load_config(config_path, overrides), default_name=config_path.stem)
+    train_config(load_config(config_path, overrides), config_path.stem)
+
+
+def train_config(wanted: RunConfig, default_name: str) -> None:
+    """Run a configuration that is read already; `default_name` and the time name it where train.name does not."""
+    run = prepare(wanted, default_name)
     config = run.config
     choose_protocol(config, config.data.val or "")  # what cannot be scored is refused now, not after the training
     tracker = Tracker.start(config.track.uri or default_uri(run.directory.parent), config.track.experiment, run.name)
@@ -70,10 +78,14 @@ def _introduce(run: Run, layout: Layout, evaluators: Layout | None = None) -> No
         f"workers     {layout}, {config.train.batch_images // layout.workers} images each, "
         f"{config.train.precision}, peak lr {peak_lr(config.optim, config.train.batch_images):g}",
     )
+    frozen = describe(config.optim, outputs_of(config.model))
+    lines += tuple(f"{'frozen' if number == 0 else '':<12}{line}" for number, line in enumerate(frozen))
     if during is not None:
         lines += (f"evaluation  every {during.every_steps} steps, beside training: {evaluators}",)
     for line in lines:
         out.print(line, soft_wrap=True, highlight=False)
+    if run.transfer is not None:
+        show_transfer(run.transfer)
     if config.model.mask is not None:
         for place in locations(config.data.train or ()):
             rectangles = load_manifest(place).source.get("masks")

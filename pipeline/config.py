@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from model.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Limit, ModelConfig, Section
+from model.weights.transfer import NewRows
 
 Precision = Literal["bf16", "float32"]
 Engine = Literal["hotcoco", "pycocotools"]
@@ -133,6 +134,8 @@ class OptimConfig(Section):
         "milestones": COUNT,
         "gamma": SHARE,
         "clip_norm": POSITIVE,
+        "layer_decay": Limit(0, 1, above=True),
+        "probe_steps": NOT_NEGATIVE,
     }
 
     lr: float = 0.02  # for a batch of `lr_batch_images`; scales linearly with train.batch_images (Goyal et al. 2017)
@@ -146,11 +149,19 @@ class OptimConfig(Section):
     milestones: tuple[int, ...] = (60000, 80000)  # steps after which lr is multiplied by gamma
     gamma: float = 0.1
     clip_norm: float | None = None  # gradient norm at most; null: no clipping
+    lr_factors: dict[str, float] = field(default_factory=dict)  # module -> times lr; the longest name that fits counts
+    layer_decay: float = 1.0  # lr of each stage of the body, times that of the stage above it
+    freeze: dict[str, int | None] = field(default_factory=dict)  # module -> steps that it stays as it is; null: all
+    probe_steps: int = 0  # steps at first that train the layers that end in the classes, and nothing else
 
     def conflicts(self) -> Iterator[str]:
-        """Milestones are passed one after the other."""
+        """Milestones are passed one after the other; factors and steps of modules are not negative."""
         if list(self.milestones) != sorted(set(self.milestones)):
             yield f"milestones must ascend, got {list(self.milestones)}"
+        for name, numbers in (("lr_factors", self.lr_factors), ("freeze", self.freeze)):
+            for module, number in numbers.items():
+                if number is not None and number < 0:
+                    yield f"{name} must hold numbers of at least 0, got {module}: {number}"
 
 
 @dataclass(frozen=True)
@@ -280,10 +291,22 @@ class ClusterConfig(Section):
 
 
 @dataclass(frozen=True)
+class TransferConfig(Section):
+    """Weights of other classes: rows of class layers go by the names of classes."""
+
+    LIMITS: ClassVar[dict[str, Limit]] = {"seed": NOT_NEGATIVE}
+
+    classes: dict[str, str | None] = field(default_factory=dict)  # class of the data -> of the weights; null: new
+    new_rows: NewRows = "normal"  # of classes that the weights do not have
+    seed: int | None = None  # of rows that are drawn; null: train.seed
+
+
+@dataclass(frozen=True)
 class InitConfig(Section):
     """Where weights come from."""
 
     weights: str | None = None  # checkpoint directory, or a torchvision state dict (.pth, .safetensors); null: random
+    transfer: TransferConfig | None = None  # map classes by name; null: layers of another shape start at random
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ def expected(annotation: Any) -> str:
         return f"null or {inner}" if inner.startswith("a section") else f"{inner} or null"
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(options)}" if len(options) > 1 else str(options[0])
+    if get_origin(annotation) is dict:
+        return f"a mapping from texts to {expected(options[1]).removeprefix('a ')}"
     if get_origin(annotation) is tuple:
         count = "" if options[-1] is Ellipsis else f"{len(options)} "
         return f"a list of {count}{words[options[0]].removeprefix('a ')}s"

@@ -26,6 +26,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
 from pipeline.evaluation.coco_rle import detections_to_results
 from pipeline.evaluation.evaluate import tasks_of
+from pipeline.training.freezing import Freezing, outputs_of
 from pipeline.training.optim import lr_at, make_sgd, set_lr
 
 Predict = Callable[[list[Record]], list[dict[str, Any]]]  # COCO results of some images
@@ -80,11 +81,13 @@ def train(
         NotFiniteError: a gradient was not finite. A run would skip the step; here it says that nothing was measured.
     """
     optimiser = make_sgd(model, config.optim)
+    freezing = Freezing(model, config.optim, outputs_of(config.model))
     parameters = [p for p in model.parameters() if p.requires_grad]
     most = config.optim.clip_norm or float("inf")
     started, steps = time.process_time(), 0
     for step, batch in enumerate(batches):
         set_lr(optimiser, lr_at(config.optim, config.train.batch_images, step))
+        freezing.at(step, optimiser)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16"):
             losses = losses_of(batch)
         optimiser.zero_grad()

@@ -4,6 +4,7 @@ Runs inside Ray Train. A step depends on (config, step) alone: the plan says whi
 sampled of them; so a run that was killed and resumed gives the losses of one that never was.
 """
 
+import gc
 import inspect
 import time
 import traceback
@@ -44,7 +45,9 @@ from pipeline.training.checkpoint import (
 )
 from pipeline.training.cluster import SCORE
 from pipeline.training.evaluations import NO_SCORE, evaluations, has_ended, is_due, out_of_patience
+from pipeline.training.freezing import Freezing, outputs_of
 from pipeline.training.optim import lr_at, make_sgd, set_lr
+from pipeline.training.transfer import transfer_weights
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,11 @@ def _train(job: Job) -> None:
     if resumed is not None:
         start = read_meta(resumed)[1].step
         load_weights(model, resumed)
+    elif config.init.transfer is not None:
+        transferred = transfer_weights(model, config, job.meta.class_names)
+        if rank == 0:
+            new = [f"{name}: {why}" for name, why in transferred.tensors.new.items()]
+            job.events.put({"kind": "init", "report": str(transferred), "mismatched": new})
     elif config.init.weights is not None:
         report = initialise(model, Path(config.init.weights), config.model.classes or 0)
         if rank == 0:
@@ -165,19 +173,28 @@ class _Loop:
     ) -> None:
         self.config, self.job, self.model, self.optimiser = config, job, model, optimiser
         self.device, self.rank, self.world, self.ledger = device, rank, world, ledger
-        ids = [device] if device.type == "cuda" else None
+        self.freezing = Freezing(model, config.optim, outputs_of(config.model))
         self.wrapped: torch.nn.Module = model
-        if world > 1:
-            # Batch norm's running statistics are each worker's own; the checkpoint has those of rank 0.
-            new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.13
-            no_sync: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
-            self.wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **no_sync)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.freezing.active:
+            self._wrap()
+        self.parameters = [p for p in model.parameters() if p.requires_grad]  # that are ever to train
         self.statistics = [  # running ones: a forward pass moves them before it is known to be finite
             buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()
         ]
         self.bad_steps = 0  # in a row
         self.evaluating: int | None = None  # step of the checkpoint that Ray Train was last asked to evaluate
+
+    def _wrap(self) -> None:
+        """Average the gradients of what trains over all workers. DDP keeps to what trained when it was made."""
+        if self.world == 1:
+            return
+        self.wrapped = self.model
+        gc.collect()  # the hooks of the phase before go with its reducer
+        ids = [self.device] if self.device.type == "cuda" else None
+        # Batch norm's running statistics are each worker's own; the checkpoint has those of rank 0.
+        new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # torch 2.13
+        no_sync: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+        self.wrapped = DistributedDataParallel(self.model, device_ids=ids, gradient_as_bucket_view=True, **no_sync)
 
     def run(self, start: int, batches: Iterator[Batch]) -> None:
         """Steps start..train.steps - 1."""
@@ -209,6 +226,9 @@ class _Loop:
         train, optim = self.config.train, self.config.optim
         lr = lr_at(optim, train.batch_images, step)
         set_lr(self.optimiser, lr)
+        if self.freezing.at(step, self.optimiser):
+            self.optimiser.zero_grad(set_to_none=True)
+            self._wrap()
         torch.manual_seed(int(np.random.SeedSequence((train.seed, 3, step, self.rank)).generate_state(1)[0]))
         batch = batch.to(self.device)
         kept = [buffer.clone() for buffer in self.statistics]

@@ -5,6 +5,7 @@ from torch import nn
 
 from model.trunks.resnet import FrozenBatchNorm2d
 from pipeline.config import OptimConfig
+from pipeline.training.freezing import lr_factor
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm2d)
 
@@ -26,21 +27,30 @@ def lr_at(config: OptimConfig, batch_images: int, step: int) -> float:
 def make_sgd(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
     """SGD over what is meant to train, with the weight decay of each kind of parameter.
 
-    One group a kind, also where decays are equal: a checkpoint's momentum is stored by position in the groups.
+    One group a kind and a factor of the learning rate, also where decays are equal: a checkpoint's momentum is stored
+    by position in the groups.
     """
     decay = {"weight": config.weight_decay, "norm": config.weight_decay_norm, "bias": config.weight_decay_bias}
-    kinds: dict[str, list[nn.Parameter]] = {kind: [] for kind in decay}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                kinds["norm" if isinstance(module, _NORMS) else "bias" if name == "bias" else "weight"].append(
-                    parameter
-                )
-    groups = [{"params": parameters, "weight_decay": decay[kind]} for kind, parameters in kinds.items() if parameters]
-    return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for kind in decay:
+        for prefix, module in model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                own = "norm" if isinstance(module, _NORMS) else "bias" if name == "bias" else "weight"
+                if parameter.requires_grad and own == kind:
+                    factor = lr_factor(f"{prefix}.{name}", config)
+                    groups.setdefault((kind, factor), []).append(parameter)
+    return torch.optim.SGD(
+        [
+            {"params": parameters, "weight_decay": decay[kind], "lr_factor": factor}
+            for (kind, factor), parameters in groups.items()
+        ],
+        lr=0.0,
+        momentum=config.momentum,
+        fused=True,
+    )
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Use `lr` for every parameter from now on."""
+    """Use `lr`, times each group's factor, from now on."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)

@@ -12,9 +12,11 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import torch
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
+from model.build import build_model
 from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, to_yaml
 from pipeline.data.mixture import class_difference, join_manifests, locations
@@ -29,7 +31,9 @@ from pipeline.evaluation.protocols import CITYSCAPES, PROTOCOLS
 from pipeline.training.checkpoint import Meta, initialise, latest_checkpoint, read_meta, versions
 from pipeline.training.cluster import Layout, run_config, scaling_config, torch_config
 from pipeline.training.evaluations import mark_logged, not_logged
+from pipeline.training.freezing import check_names, describe, outputs_of
 from pipeline.training.loop import Job, train_worker
+from pipeline.training.transfer import Transfer, transfer_weights
 from pipeline.training.validation import Validator, validation_config
 
 Event = dict[str, Any]  # {"kind": "metrics" | "checkpoint" | ..., ...}: see loop.py for what workers send
@@ -49,6 +53,7 @@ class Run:
     manifest: Manifest  # of data.train
     resume: Path | None  # its newest checkpoint
     done: int  # steps of that
+    transfer: Transfer | None = None  # what a new run takes of the weights of other classes
 
 
 def prepare(config: RunConfig, default_name: str) -> Run:
@@ -104,16 +109,21 @@ def prepare(config: RunConfig, default_name: str) -> Run:
     plan_of(config)  # there is something to train on
     directory = runs_dir / name
     resume = latest_checkpoint(directory)
-    done = 0
+    done, transferred = 0, None
+    if config.optim.freeze or config.optim.lr_factors or config.optim.layer_decay != 1 or config.optim.probe_steps:
+        with torch.device("meta"):
+            check_names(build_model(config.model), config.optim, config.model, config.train.steps)
     if resume is not None:
         earlier, meta = read_meta(resume)
         _check_continues(earlier, config, meta, manifest, name)
         done = meta.step
+    elif config.init.transfer is not None:
+        if weights is None:
+            raise ConfigError("init.transfer is set, but init.weights is not; give init.weights=CHECKPOINT")
+        transferred = transfer_weights(build_model(config.model), config, manifest.class_names)
     elif weights is not None:
-        from model.build import build_model
-
         initialise(build_model(config.model), Path(weights), classes)  # a wrong file fails here, not in the workers
-    return Run(config, name, directory, manifest, resume, done)
+    return Run(config, name, directory, manifest, resume, done, transferred)
 
 
 def _check_metric(config: RunConfig, val: str) -> None:
@@ -148,6 +158,8 @@ def _check_continues(earlier: RunConfig, config: RunConfig, meta: Meta, manifest
         "model": (earlier.model, config.model),
         "train.batch_images": (earlier.train.batch_images, config.train.batch_images),
         "train.seed": (earlier.train.seed, config.train.seed),
+        "optim.lr_factors": (earlier.optim.lr_factors, config.optim.lr_factors),  # momentum lies in order of these
+        "optim.layer_decay": (earlier.optim.layer_decay, config.optim.layer_decay),
         "data.drop_empty": (earlier.data.drop_empty, config.data.drop_empty),
         "data.repeat_threshold": (earlier.data.repeat_threshold, config.data.repeat_threshold),
         "data.mix_weights": (earlier.data.mix_weights, config.data.mix_weights),
@@ -170,6 +182,11 @@ def tags(run: Run, layout: Layout) -> dict[str, str]:
         "workers": f"{layout.workers} x {'GPU' if layout.gpus else f'{layout.cpus:g} CPU'}",
         **{f"version.{package}": v for package, v in versions().items()},
     }
+    frozen = describe(run.config.optim, outputs_of(run.config.model))
+    if frozen:
+        facts["frozen"] = "; ".join(frozen)
+    if run.transfer is not None:
+        facts["transfer"] = str(run.transfer)
     commit = _git_commit()
     if commit is not None:
         facts["mlflow.source.git.commit"] = commit

@@ -401,6 +401,30 @@ def test_predict_draws_what_it_can_read_and_names_what_it_cannot(whole: Done, ro
     assert len(list(out.glob("*.png"))) == 4
 
 
+def test_finetune_goes_from_annotations_to_ap(whole: Done, room: Room, shapes: Path) -> None:
+    words: list[str | Path] = [
+        "finetune",
+        "--images",
+        shapes / "coco/train",
+        "--from",
+        whole.checkpoint,
+        "--out",
+        "own",
+    ]
+    words += ["--annotations", shapes / "coco/annotations/instances_train.json", "--workers", "1"]
+    words += ["train.steps=2", "train.checkpoint_every_steps=2", "evaluate.pictures=0", "cluster.workers=2"]
+    code, stdout, stderr = run(*words, cwd=room.root)
+    assert code == 0, stdout + stderr
+    checkpoint = room.root / "own/runs/finetune/step_0000002"
+    for part in ("the body frozen", "8 of 8 classes transferred", "frozen      to the end: trunk.body", "AP50"):
+        assert part in stdout
+    assert f"checkpoint  {checkpoint}" in stdout
+    before, after = (load_model(path)[0].state_dict() for path in (whole.checkpoint, checkpoint))
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    body = {name for name in before if name.startswith("trunk.body.")}
+    assert body <= same and {"trunk.output.0.weight", "box.scores.weight"}.isdisjoint(same)
+
+
 # --- errors
 
 

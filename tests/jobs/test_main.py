@@ -65,12 +65,13 @@ def run(*words: str):
             (
                 "shard_coco",
                 (Path("a.json"), "img", "shards"),
-                {"keypoints": None, "boxes_only": False, "proposals": [], "strict": False, **PLAIN},
+                {"keypoints": None, "boxes_only": False, "proposals": [], "classes": None, "strict": False, **PLAIN},
             ),
         ),
         (
             "shard coco --annotations a.json --keypoints k.json --images s3://b/img --out s3://b/s --boxes-only"
-            " --proposals p.json --proposals q.json --strict --overwrite --rows-per-shard 7 --workers 3",
+            " --proposals p.json --proposals q.json --classes dog,hot_dog --strict"
+            " --overwrite --rows-per-shard 7 --workers 3",
             (
                 "shard_coco",
                 (Path("a.json"), "s3://b/img", "s3://b/s"),
@@ -78,6 +79,7 @@ def run(*words: str):
                     "keypoints": Path("k.json"),
                     "boxes_only": True,
                     "proposals": [Path("p.json"), Path("q.json")],
+                    "classes": ["dog", "hot_dog"],
                     "strict": True,
                     **CHOSEN,
                 },
@@ -93,14 +95,18 @@ def run(*words: str):
         ),
         (
             "shard cityscapes --root s3://b/c --split val --out shards",
-            ("shard_cityscapes", ("s3://b/c", "val", "shards"), {"cities": None, "strict": False, **PLAIN}),
+            (
+                "shard_cityscapes",
+                ("s3://b/c", "val", "shards"),
+                {"cities": None, "classes": None, "strict": False, **PLAIN},
+            ),
         ),
         (
             f"shard cityscapes --root c --split train --city ulm --city bochum --out shards --strict {CHOSEN_WORDS}",
             (
                 "shard_cityscapes",
                 ("c", "train", "shards"),
-                {"cities": ["ulm", "bochum"], "strict": True, **CHOSEN},
+                {"cities": ["ulm", "bochum"], "classes": None, "strict": True, **CHOSEN},
             ),
         ),
         ("shard images --images img --out shards", ("shard_images", ("img", "shards"), {"strict": False, **PLAIN})),

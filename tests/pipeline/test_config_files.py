@@ -27,7 +27,7 @@ def with_absent_sections(text):
 
 
 def test_absent_sections_are_written_with_their_defaults():
-    sections = ("model.keypoint", "model.box.cascade", "evaluate.tta", "evaluate.during_training")
+    sections = ("model.keypoint", "model.box.cascade", "init.transfer", "evaluate.tta", "evaluate.during_training")
     config = load_config(BASE, [*(f"{name}={{}}" for name in sections), "model.box.class_agnostic=true"])
     text = with_absent_sections(BASE.read_text(encoding="utf-8"))
     written = from_yaml_text(text.replace("class_agnostic: false", "class_agnostic: true"))

@@ -25,6 +25,7 @@ from pipeline.config import (
     OptimConfig,
     RunConfig,
     TrainConfig,
+    TransferConfig,
     TTAConfig,
 )
 from pipeline.configure import ConfigError, from_yaml_text, known_keys, load_config, to_dict, to_yaml
@@ -340,7 +341,8 @@ def test_all_problems_come_together_with_where_they_are(tmp_path):
     for said in (
         f'optim.lr must be a number, got "fast" ({tmp_path}/base.yaml:2)',
         f"optim.zzz is not a key; optim has lr, lr_batch_images, momentum, weight_decay, weight_decay_norm, "
-        f"weight_decay_bias, warmup_steps, warmup_factor, milestones, gamma, clip_norm ({tmp_path}/base.yaml:3)",
+        f"weight_decay_bias, warmup_steps, warmup_factor, milestones, gamma, clip_norm, lr_factors, layer_decay, "
+        f"freeze, probe_steps ({tmp_path}/base.yaml:3)",
         f"train.steps must be at least 1, got 0 ({path}:4)",
         f"train.step is not a key; did you mean train.steps? ({path}:5)",
         f"train.seed is not a key; in a file, write one level a line, indented, instead of dots ({path}:6)",
@@ -442,7 +444,7 @@ def test_order_of_keys_is_that_of_the_dataclasses():
     cascade = BoxConfig(class_agnostic=True, cascade=CascadeConfig())
     model = ModelConfig(box=cascade, keypoint=KeypointConfig())
     evaluate = EvaluateConfig(tta=TTAConfig(), during_training=DuringTrainingConfig())
-    whole = RunConfig(model=model, evaluate=evaluate)
+    whole = RunConfig(model=model, init=InitConfig(transfer=TransferConfig()), evaluate=evaluate)
     assert known_keys() == leaves(whole)
     assert list(to_dict(RunConfig())) == [field.name for field in fields(RunConfig)]
     lines = to_yaml(whole).splitlines()

@@ -231,6 +231,11 @@ def test_weights_to_start_from_may_be_gone_when_a_run_continues(config: RunConfi
         ),
         (lambda c: replace(c, data=replace(c.data, window_groups=9)), r"data\.window_groups: 512 before, 9 now"),
         (lambda c: replace(c, data=replace(c.data, aspect_buckets=1)), r"data\.aspect_buckets: 2 before, 1 now"),
+        (
+            lambda c: replace(c, optim=replace(c.optim, lr_factors={"box": 2.0})),
+            r"optim\.lr_factors: \{\} before, \{'box': 2\.0\} now",
+        ),
+        (lambda c: replace(c, optim=replace(c.optim, layer_decay=0.5)), r"optim\.layer_decay: 1\.0 before, 0\.5 now"),
         (lambda c: replace(c, model=replace(c.model, roi=replace(c.model.roi, aligned=False))), "model"),
         (lambda c: replace(c, model=replace(c.model, mask=None)), "model"),
     ],
