@@ -142,9 +142,16 @@ def run(*words: str):
         ("train c.yaml a.b=1 c=[1,2]", ("train", (Path("c.yaml"), ["a.b=1", "c=[1,2]"]), {})),
         (
             "evaluate ckpt --data shards evaluate.max_images=5 --out here",
-            ("evaluate_checkpoint", (Path("ckpt"), "shards", ["evaluate.max_images=5"], Path("here")), {}),
+            ("evaluate_checkpoint", (Path("ckpt"), "shards", ["evaluate.max_images=5"], Path("here"), None), {}),
         ),
-        ("evaluate ckpt --data shards", ("evaluate_checkpoint", (Path("ckpt"), "shards", [], None), {})),
+        (
+            "evaluate ckpt --data shards --report there --bootstrap 9",
+            (
+                "evaluate_checkpoint",
+                (Path("ckpt"), "shards", ["evaluate.bootstrap=9", "evaluate.report=true"], None, Path("there")),
+                {},
+            ),
+        ),
         (
             "predict ckpt a.jpg dir --out here --score 0.7",
             ("predict", (Path("ckpt"), [Path("a.jpg"), Path("dir")], Path("here")), {"score": 0.7, "overrides": []}),
