@@ -131,6 +131,28 @@ def train(
 
 
 @app.command()
+def tune(
+    space: Annotated[
+        Path | None, typer.Argument(metavar="SPACE", help="YAML file, see configs/tune/.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Go on with a search that was stopped.", show_default=False)
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where --resume looks for it.")] = Path("runs"),
+) -> None:
+    """Search settings: trials are distributed trainings, the bad ones are stopped early. tune.KEY=VALUE says how."""
+    from jobs import tune as job
+
+    if (space is None) == (resume is None) or (resume is not None and overrides):
+        raise UserError("give SPACE [KEY=VALUE...] for a new search, or --resume NAME alone to go on with one")
+    if space is not None:
+        job.tune(space, overrides or [])
+    else:
+        job.resume(runs, resume or "")
+
+
+@app.command()
 def evaluate(
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)

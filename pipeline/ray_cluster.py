@@ -15,8 +15,11 @@ class ClusterError(UserError):
     """The cluster cannot serve the run."""
 
 
-def start_ray(config: ClusterConfig) -> None:
-    """Join the cluster of `address` or RAY_ADDRESS, or start a Ray of our own on this machine's loopback."""
+def start_ray(config: ClusterConfig, dashboard: bool = False) -> None:
+    """Join the cluster of `address` or RAY_ADDRESS, or start a Ray of our own on this machine's loopback.
+
+    With a `dashboard` where trials are stopped early: Ray Train asks it whether to free what a trial had.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; spares its warning
     # Ray ends idle processes beyond the free CPUs after a second. Where training has all CPUs, each read task would
     # start a Python of its own, and that cost more than the training step. A cluster has its own setting.
@@ -29,7 +32,7 @@ def start_ray(config: ClusterConfig) -> None:
     try:
         ray.init(
             address=address or "local",  # None would join a cluster that somebody started on this machine
-            include_dashboard=None if address else False,
+            include_dashboard=None if address else dashboard,
             log_to_driver=False,
             logging_level="ERROR",
             namespace="maskrcnn",
