@@ -153,6 +153,35 @@ def tune(
 
 
 @app.command()
+def paper(
+    table: Annotated[
+        str | None, typer.Argument(metavar="TABLE", help="1, 2a ... 2e, 3 ... 8.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    budget: Annotated[
+        Literal["tiny", "short", "full"], typer.Option(help="tiny: minutes on a laptop, with generated scenes.")
+    ] = "tiny",
+    data: Annotated[
+        Path | None, typer.Option(metavar="SHARDS", help="Directory of train/ and val/.", show_default=False)
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings a row.", show_default="tiny: 2, else 1")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Go on with one that was stopped.", show_default=False)
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Where runs and generated data go.")] = Path("runs"),
+) -> None:
+    """Train the rows of a table of the Mask R-CNN paper, and show them beside its numbers."""
+    from jobs import paper as job
+
+    if (table is None) == (resume is None) or (resume is not None and (overrides or data is not None)):
+        raise UserError("give TABLE [KEY=VALUE...], or --resume NAME alone to go on with one that was stopped")
+    if table is not None:
+        job.paper(table, budget, data, runs, seeds, overrides or [])
+    else:
+        job.resume(runs, resume or "")
+
+
+@app.command()
 def evaluate(
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.", show_default=False)

@@ -95,7 +95,7 @@ def run_plan(plan: Plan, source: Source, budget: Any, total: int) -> list[Trial]
         tracker.log_config(to_dict(config) | {"tune": asdict(settings)}, json.dumps(plan.space, indent=2))
         with search_display(plan.directory, plan.metric, total) as tell:
             news = _Closing(tracker, tell)
-            trials = run_search(plan.directory, source, settings, budget, config.train.steps, tracker.run_id, news)
+            trials = run_search(plan, source, budget, tracker.run_id, news)
         show(plan, trials, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:

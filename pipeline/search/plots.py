@@ -59,7 +59,7 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str, path: Path) -> No
     """
     shown = [trial for trial in trials if not math.isnan(trial.score)]
     columns = axes_of(shown) if shown else []
-    figure, axes = _figure(max(6.0, 1.5 * (len(columns) + 1)), 4.6)
+    figure, axes = new_figure(max(6.0, 1.5 * (len(columns) + 1)), 4.6)
     aps = [100 * trial.score for trial in shown]
     low, high = (min(aps), max(aps)) if aps else (0.0, 1.0)
     span = high - low or 1.0
@@ -119,7 +119,7 @@ def importance_plot(trials: Sequence[Trial], path: Path) -> bool:
     if not found:
         return False
     names = short_names(list(found))
-    figure, axes = _figure(6.4, 1.2 + 0.32 * len(found))
+    figure, axes = new_figure(6.4, 1.2 + 0.32 * len(found))
     keys = list(found)[::-1]
     axes.barh([names[key] for key in keys], [found[key] for key in keys], color="#3b528b")
     for place, key in enumerate(keys):
@@ -135,7 +135,7 @@ def importance_plot(trials: Sequence[Trial], path: Path) -> bool:
 
 def cost_plot(trials: Sequence[Trial], metric: str, path: Path) -> None:
     """AP over the seconds of each trial, an evaluation a point; what no other trial reached in less time is named."""
-    figure, axes = _figure(7.2, 4.6)
+    figure, axes = new_figure(7.2, 4.6)
     colours = _colours()
     ran = [trial for trial in trials if trial.progress.reports]
     best = {trial.candidate.number for trial in pareto(ran)}
@@ -187,14 +187,15 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """A figure of inches, and its axes: one, or an array of them."""
     # Imported here: importing matplotlib makes its config directory. No pyplot: it keeps global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, columns)
 
 
 def _colours() -> Any:

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 
 from pipeline.search.budget import Budget
 from pipeline.search.candidates import Source
+from pipeline.search.plan import Plan
 from pipeline.search.settings import TuneConfig
 from pipeline.search.trial import SCORE, STEPS, WHY, run_trial
 from pipeline.search.trials import Outcome, Trial, Why, read_trial, read_trials, write_candidates, write_outcome
@@ -28,17 +29,13 @@ _TRIAL_MEMORY = 64 << 20  # bytes; Tune refuses a trial that claims nothing, and
 News = Callable[[Trial, str], None]
 
 
-def run_search(
-    search: Path, source: Source, settings: TuneConfig, budget: Budget, steps: int, parent: str | None, on_news: News
-) -> list[Trial]:
+def run_search(plan: Plan, source: Source, budget: Budget, parent: str | None, on_news: News) -> list[Trial]:
     """Run all trials of `source`; returns all of the search, of earlier lives too. Ray must run, with a dashboard.
 
     Args:
-        search: its directory.
+        plan: written into its directory.
         source: of trials; all of them are in no earlier life, or have not ended there.
-        settings: how it is searched.
         budget: what fits.
-        steps: of a trial that is not stopped.
         parent: MLflow run of the search.
         on_news: told of each change of a trial, in words.
 
@@ -48,7 +45,9 @@ def run_search(
     # Each trial has its own log and files; Tune's loggers would write them once more, and its snapshots are not used.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
-    place = str(search)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # what is shown is ours
+    search, settings, steps = plan.directory, plan.tune, plan.config.train.steps
+    place = str(search)  # what is sent to other processes is small
 
     def trial(config: dict[str, Any]) -> None:
         run_trial(Path(place), config["number"], budget.workers, budget.evaluators, parent, tune.report)
@@ -58,25 +57,18 @@ def run_search(
         name=f"life-{int(time.time())}",
         storage_path=str(search / "tune"),
         search_alg=_Numbers(search, source),
-        scheduler=scheduler(settings, steps, first_evaluation(search, steps), read_trials(search)),
+        scheduler=scheduler(settings, steps, min(plan.during.every_steps, steps), read_trials(search)),
         num_samples=-1,  # until the source has no more
         max_concurrent_trials=budget.concurrent,
         max_failures=settings.max_failures,
         raise_on_failed_trial=False,
-        callbacks=[_Watcher(search, steps, on_news)],
+        callbacks=[_Watcher(search, steps, plan.metric, on_news)],
         verbose=0,
     )
     trials = read_trials(search)
     if any(one.outcome is None for one in trials):  # Tune takes ctrl-c for itself, and returns
         raise KeyboardInterrupt
     return trials
-
-
-def first_evaluation(search: Path, steps: int) -> int:
-    """Steps of the first evaluation of a trial."""
-    found = read_trials(search)
-    during = found[0].candidate.config.evaluate.during_training if found else None
-    return steps if during is None else min(during.every_steps, steps)
 
 
 def scheduler(settings: TuneConfig, steps: int, first: int, earlier: Sequence[Trial]) -> TrialScheduler:
@@ -139,8 +131,8 @@ class _Numbers(Searcher):  # type: ignore[misc]  # Ray has no types here
 class _Watcher(tune.Callback):  # type: ignore[misc]
     """Writes how trials end, and tells of what happens."""
 
-    def __init__(self, search: Path, steps: int, on_news: News) -> None:
-        self._search, self._steps, self._on_news = search, steps, on_news
+    def __init__(self, search: Path, steps: int, metric: str, on_news: News) -> None:
+        self._search, self._steps, self._metric, self._on_news = search, steps, metric, on_news
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         found = self._read(trial)
@@ -148,7 +140,8 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if WHY not in result:
-            self._on_news(self._read(trial), f"step {result[STEPS]} of {self._steps}: AP {100 * result[SCORE]:.1f}")
+            told = f"{self._metric} {100 * result[SCORE]:.1f}"
+            self._on_news(self._read(trial), f"step {result[STEPS]} of {self._steps}: {told}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         found = self._read(trial)

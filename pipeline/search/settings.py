@@ -88,30 +88,48 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> Search:
     Raises:
         SpaceError, ConfigError: all problems of the first kind found, each with its key.
     """
+    ours, rest = split_overrides(overrides)
     tree = _read(path)
-    ours = [override for override in overrides if override.startswith(_PREFIX)]
-    for override in ours:
-        key, equals, text = override.removeprefix(_PREFIX).partition("=")
-        if not equals:
-            raise SpaceError(
-                f"override {override!r} is not of the form tune.KEY=VALUE; write for example tune.trials=8"
-            )
-        try:
-            value = parse(text, f"override {override}", one_line=True).value
-        except YamlError as error:
-            raise SpaceError(str(error)) from error
-        tree = tree | {"tune": {**(tree.get("tune") or {}), key: value}}
+    if ours:
+        tree = tree | {"tune": {**(tree.get("tune") or {}), **ours}}
     try:
         file = _adapter().validate_json(json.dumps(tree))
     except ValidationError as error:
         lines = [_explain(found["type"], found["loc"], found["msg"], found["input"]) for found in error.errors()]
         raise SpaceError(_several(path, [line for several in lines for line in several])) from error
-    rest = [override for override in overrides if not override.startswith(_PREFIX)]
     try:
         config = load_config(path.parent / file.config, [*file.overrides, *rest])
     except ConfigError as error:
         raise SpaceError(f"{path}: the configuration that the trials change: {error}") from error
     return Search(file.tune, config, read_space(file.space, config, str(path)), file.space)
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What overrides say of the search (`tune.trials=8`: {"trials": 8}), and those of the configuration."""
+    ours: dict[str, Any] = {}
+    for override in overrides:
+        if override.startswith(_PREFIX):
+            key, equals, text = override.removeprefix(_PREFIX).partition("=")
+            if not equals:
+                raise SpaceError(f"override {override!r} is not of the form tune.KEY=VALUE; write tune.trials=8, say")
+            try:
+                ours[key] = parse(text, f"override {override}", one_line=True).value
+            except YamlError as error:
+                raise SpaceError(str(error)) from error
+    return ours, [override for override in overrides if not override.startswith(_PREFIX)]
+
+
+def read_tune(tree: dict[str, Any]) -> TuneConfig:
+    """How a search is run, from plain values.
+
+    Raises:
+        SpaceError: an unknown key, or a value that cannot be.
+    """
+    try:
+        return TypeAdapter(TuneConfig).validate_json(json.dumps(tree))
+    except ValidationError as error:
+        lines = [_explain(e["type"], ("tune", *e["loc"]), e["msg"], e["input"]) for e in error.errors()]
+        raise SpaceError("\n".join(line for several in lines for line in several)) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
