@@ -4,6 +4,7 @@ Ray places the workers of a trial together or not at all, so trials that wait fo
 that trains waits for its evaluators, and holds its workers meanwhile: that it always gets them is what is counted here.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,40 +86,37 @@ def plan_trials(
 
 
 def shortage(cluster: Sequence[Resources], budget: Budget) -> str | None:
-    """Why so many trials could wait for ever; None: they cannot.
-
-    In the worst case the workers of all trials lie so that every node keeps a little less than an evaluator takes.
-    """
+    """Why so many trials could wait for ever; None: they cannot."""
     for layout, what in ((budget.workers, "worker"), (budget.evaluators, "evaluator")):
-        if not any(
-            all(node.get(k, 0.0) + _EPSILON >= layout.resources.get(k, 0.0) for k in _KINDS) for node in cluster
-        ):
+        if not any(_fits(node, layout) for node in cluster):
             return f"no node is large enough for {_one(layout, what)}"
     if not _pack(cluster, budget):
         return f"the workers of {budget.concurrent} trials, {budget.workers} each, have no room beside their evaluators"
-    count, evaluators = budget.concurrent, budget.evaluators
-    if len(cluster) == 1:
-        return None  # what is left over lies in one place
-    for kind in _KINDS:
-        one = evaluators.resources.get(kind, 0.0)
-        with_it = [node for node in cluster if node.get(kind, 0.0) + _EPSILON >= one]
-        if not one:
-            continue
-        left = sum(node.get(kind, 0.0) for node in cluster)
-        left -= count * budget.workers.workers * budget.workers.resources.get(kind, 0.0)
-        if left + _EPSILON < (evaluators.workers - 1 + len(with_it)) * one and not _uniform(cluster, budget, kind):
+    blocking = [_blocking(node, budget) for node in cluster if _fits(node, budget.evaluators)]
+    if all(count is not None for count in blocking):
+        needed, workers = sum(count or 0 for count in blocking), budget.concurrent * budget.workers.workers
+        if workers >= needed:
             return (
-                f"the workers of {count} trials can lie so that no node has {one:g} {kind} left for an evaluator, and "
-                "all would wait"
+                f"{workers} workers can lie so that no node has room left for {_one(budget.evaluators, 'evaluator')}, "
+                "and all trials would wait"
             )
     return None
 
 
-def _uniform(cluster: Sequence[Resources], budget: Budget, kind: str) -> bool:
-    """Whether all bundles and all nodes are multiples of an evaluator: then nothing is lost between them."""
-    one = budget.evaluators.resources[kind]
-    sizes = [budget.workers.resources.get(kind, 0.0), *(node.get(kind, 0.0) for node in cluster)]
-    return all(abs(size / one - round(size / one)) < _EPSILON for size in sizes)
+def _fits(node: Resources, layout: Layout) -> bool:
+    return all(node.get(kind, 0.0) + _EPSILON >= amount for kind, amount in layout.resources.items())
+
+
+def _blocking(node: Resources, budget: Budget) -> int | None:
+    """Fewest workers that leave a node no room for an evaluator; None: so many do not fit there."""
+    workers, evaluator = budget.workers.resources, budget.evaluators.resources
+    fewest = [
+        math.floor((node.get(kind, 0.0) - amount + _EPSILON) / workers[kind]) + 1
+        for kind, amount in evaluator.items()
+        if amount and workers.get(kind)
+    ]
+    most = min(math.floor((node.get(kind, 0.0) + _EPSILON) / amount) for kind, amount in workers.items() if amount)
+    return min((count for count in fewest if count <= most), default=None)
 
 
 def _room(cluster: Sequence[Resources], config: ClusterConfig, during: DuringTrainingConfig) -> int:
