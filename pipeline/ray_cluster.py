@@ -9,7 +9,6 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
 
 IDLE_PROCESS_MS = 600_000
-STARTING_PROCESSES = 16  # at once, in a search
 
 
 class ClusterError(UserError):
@@ -27,8 +26,6 @@ def start_ray(config: ClusterConfig, dashboard: bool = False) -> None:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_PROCESS_MS))
     # Ray's core prints warnings about its own pools as errors, into the middle of our output.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if dashboard:  # many trials are many processes, of which Ray would warn
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(STARTING_PROCESSES))
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
