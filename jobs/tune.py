@@ -1,18 +1,17 @@
 """`maskrcnn tune SPACE.yaml [key=value ...]`: search settings, each trial a distributed training of its own."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from jobs.console import err, out
 from jobs.search_display import search_display
-from pipeline.configure import to_dict
+from pipeline.configure import to_dict, to_yaml
 from pipeline.errors import UserError
 from pipeline.evaluation.tables import percent
 from pipeline.ray_cluster import start_ray
-from pipeline.search.budget import nodes
+from pipeline.search.budget import Budget, nodes
 from pipeline.search.candidates import Listed, Source, Tpe, check_tpe, listed
 from pipeline.search.plan import Plan, alone, new_plan, plan_budget, read_plan, write_plan
 from pipeline.search.plots import cost_plot, importance_plot, parallel_coordinates
@@ -22,6 +21,7 @@ from pipeline.search.settings import Search, load_search
 from pipeline.search.space import apply, read_space
 from pipeline.search.trials import Trial, best, read_trials, trial_name, write_candidates
 from pipeline.tracking.mlflow_run import Status, Tracker
+from pipeline.yaml_core import dump
 
 
 def tune(path: Path, overrides: Sequence[str]) -> None:
@@ -63,21 +63,23 @@ def continue_plan(plan: Plan) -> list[Trial]:
     """Run the trials that have not ended."""
     trials = read_trials(plan.directory)
     left = [trial for trial in trials if trial.outcome is None]
-    source: Source
+    source: Source = Listed([trial.candidate for trial in left])
+    total = len(trials)
     if plan.tune.search == "tpe":
-        source = Tpe(Search(plan.tune, plan.config, read_space(plan.space, plan.config, plan.name), plan.space), trials)
-        total = plan.tune.trials
-    else:
-        source, total = Listed([trial.candidate for trial in left]), len(trials)
+        space = read_space(plan.space, plan.config, plan.name)
+        source, total = Tpe(Search(plan.tune, plan.config, space, plan.space), trials), plan.tune.trials
     if len(trials) - len(left) == total:
         out.print(f"all {total} trials of {plan.name} have ended", highlight=False)
+        with _tracked(plan) as tracker:
+            show(plan, trials, tracker)
+        return trials
     with err.status("starting Ray"):
         start_ray(plan.config.cluster, dashboard=True)
     probes = [trial.candidate.config for trial in trials] or [plan.config]
     return run_plan(plan, source, plan_budget(plan, nodes(), probes, total), total)
 
 
-def run_plan(plan: Plan, source: Source, budget: Any, total: int) -> list[Trial]:
+def run_plan(plan: Plan, source: Source, budget: Budget, total: int) -> list[Trial]:
     """Run, show and log it."""
     earlier = [trial for trial in read_trials(plan.directory) if trial.outcome is not None]
     config, settings = plan.config, plan.tune
@@ -89,14 +91,24 @@ def run_plan(plan: Plan, source: Source, budget: Any, total: int) -> list[Trial]
         f"compared by {plan.metric}, every {plan.during.every_steps} steps",
     ):
         out.print(line, soft_wrap=True, highlight=False)
+    with _tracked(plan) as tracker:
+        with search_display(plan.directory, plan.metric, total) as tell:
+            trials = run_search(plan, source, budget, tracker.run_id, _Closing(tracker, tell))
+        show(plan, trials, tracker)
+    return trials
+
+
+@contextmanager
+def _tracked(plan: Plan) -> Iterator[Tracker]:
+    """The MLflow run of the search, closed as it ends."""
+    config = plan.config
     tracker = Tracker.start(config.track.uri or "", config.track.experiment, plan.name)
     status: Status = "FAILED"
     try:
-        tracker.log_config(to_dict(config) | {"tune": asdict(settings)}, json.dumps(plan.space, indent=2))
-        with search_display(plan.directory, plan.metric, total) as tell:
-            news = _Closing(tracker, tell)
-            trials = run_search(plan, source, budget, tracker.run_id, news)
-        show(plan, trials, tracker)
+        tracker.log_config(to_dict(config) | {"tune": asdict(plan.tune)}, to_yaml(config))
+        if plan.space:
+            tracker.log_text(dump(plan.space), "space.yaml")
+        yield tracker
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -105,15 +117,13 @@ def run_plan(plan: Plan, source: Source, budget: Any, total: int) -> list[Trial]
     finally:
         tracker.finish(status)
     out.print(f"MLflow      {tracker.where()}", soft_wrap=True, highlight=False)
-    return trials
 
 
 class _Closing:
     """Closes the MLflow run of each trial that has ended, whose process may be gone, and passes the news on."""
 
-    def __init__(self, tracker: Tracker, tell: Any) -> None:
+    def __init__(self, tracker: Tracker, tell: Callable[[Trial, str], None]) -> None:
         self._tracker, self._tell = tracker, tell
-        self._ended = 0
 
     def __call__(self, trial: Trial, news: str) -> None:
         if trial.outcome is not None:

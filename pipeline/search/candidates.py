@@ -5,6 +5,7 @@ Both begin with the trials of an earlier life of the search that have not ended.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.config import RunConfig
@@ -128,6 +129,9 @@ def _checked(config: RunConfig, settings: Settings) -> RunConfig:
     except ConfigError as error:
         raise SpaceError(f"space: {words}: {error}; add a `when` that keeps them apart") from error
     require_buildable(changed.model, f"space: {words}")
+    weights = changed.init.weights
+    if "init.weights" in settings and weights is not None and not Path(weights).exists():
+        raise SpaceError(f"space: {words}: there is no weights file or checkpoint {weights}")
     return changed
 
 
