@@ -9,6 +9,7 @@ What the user can put right (a `UserError`) is shown as one `error:` on stderr w
 bug of ours and keeps its traceback.
 """
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -142,14 +143,16 @@ def tune(
     runs: Annotated[Path, typer.Option(help="Where --resume looks for it.")] = Path("runs"),
 ) -> None:
     """Search settings: trials are distributed trainings, the bad ones are stopped early. tune.KEY=VALUE says how."""
-    from jobs import tune as job
-
     if (space is None) == (resume is None) or (resume is not None and overrides):
         raise UserError("give SPACE [KEY=VALUE...] for a new search, or --resume NAME alone to go on with one")
+    _expect_many_processes()
+    from jobs.tune import resume_tune
+    from jobs.tune import tune as run
+
     if space is not None:
-        job.tune(space, overrides or [])
+        run(space, overrides or [])
     else:
-        job.resume(runs, resume or "")
+        resume_tune(runs, resume or "")
 
 
 @app.command()
@@ -171,14 +174,21 @@ def paper(
     runs: Annotated[Path, typer.Option(help="Where runs and generated data go.")] = Path("runs"),
 ) -> None:
     """Train the rows of a table of the Mask R-CNN paper, and show them beside its numbers."""
-    from jobs import paper as job
-
     if (table is None) == (resume is None) or (resume is not None and (overrides or data is not None)):
         raise UserError("give TABLE [KEY=VALUE...], or --resume NAME alone to go on with one that was stopped")
+    _expect_many_processes()
+    from jobs.paper import paper as run
+    from jobs.paper import resume_paper
+
     if table is not None:
-        job.paper(table, budget, data, runs, seeds, overrides or [])
+        run(table, budget, data, runs, seeds, overrides or [])
     else:
-        job.resume(runs, resume or "")
+        resume_paper(runs, resume or "")
+
+
+def _expect_many_processes() -> None:
+    """Trials are many processes, of which Ray would warn again and again. It reads this as it is imported."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
 
 
 @app.command()

@@ -60,7 +60,7 @@ def paper(
         _show(plan, table, trials)
 
 
-def resume(runs: Path, name: str) -> None:
+def resume_paper(runs: Path, name: str) -> None:
     """Go on with the table of a search that was stopped or killed."""
     plan = read_plan(runs, name)
     if plan.about["verb"] != "paper":

@@ -48,7 +48,7 @@ def tune(path: Path, overrides: Sequence[str]) -> None:
         run_plan(plan, source, budget, total)
 
 
-def resume(runs: Path, name: str) -> None:
+def resume_tune(runs: Path, name: str) -> None:
     """Go on with a search that was stopped or killed."""
     plan = read_plan(runs, name)
     if plan.about["verb"] != "tune":
