@@ -13,8 +13,9 @@ from pipeline.search.trials import WORST, Progress, Report, Trial, Why, read_tri
 from pipeline.tracking.mlflow_run import Status, Tracker
 from pipeline.tracking.mlflow_store import default_uri
 from pipeline.training.cluster import Layout
-from pipeline.training.evaluations import evaluations, score
+from pipeline.training.evaluations import evaluation_directory, evaluations, mark_logged, not_logged, score
 from pipeline.training.run import Event, NotTrainableError, Run, fit, prepare, tags
+from pipeline.training.validation import evaluate_checkpoint
 
 STEPS, SCORE, WHY = "steps", "score", "why"  # what Tune is told; `why` comes with the last report alone
 Tell = Callable[[dict[str, Any]], None]
@@ -66,9 +67,12 @@ def _train(trial: Trial, watcher: "_Watcher", workers: Layout, evaluators: Layou
         tracker.log_config(to_dict(run.config), to_yaml(run.config))
         tracker.log_tags(tags(run, workers) | {"trial": trial.name, "search": search.name})
         watcher.follow(run, tracker)
-        fit(run, workers, tracker.run_id, watcher, evaluators)
-        if not watcher.progress.reports:
-            raise RuntimeError(f"no checkpoint of {trial.name} could be evaluated: {watcher.failure}")
+        last = fit(run, workers, tracker.run_id, watcher, evaluators)
+        if not watcher.patience and not evaluation_directory(run.directory, run.config.train.steps).exists():
+            evaluate_checkpoint(run.config, run.directory, last, evaluators)  # all was killed before that had ended
+            for event in not_logged(run.directory):
+                watcher(event)
+                mark_logged(event["directory"])
         status = "FINISHED"
     finally:
         tracker.finish(status)
@@ -84,7 +88,6 @@ class _Watcher:
         self._tracker: Tracker | None = None
         self.progress = progress
         self.patience = False
-        self.failure = "none was"
         self._before, self._begun = progress.seconds, time.monotonic()
 
     def follow(self, run: Run, tracker: Tracker) -> None:
@@ -103,8 +106,6 @@ class _Watcher:
                 self._tracker.log_ap(event["step"], event["aps"])
                 self._tracker.try_to_flush()
                 self._catch_up()
-            case "evaluation_failure" | "failure":
-                self.failure = event["error"]
             case "stopped_early":
                 self.patience = True
 
