@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.search.results import describe, short_names, varied
-from pipeline.search.trials import Trial
+from pipeline.search.trials import WORST, Trial
 
 FEWEST = 4  # trials from which importance says anything
 _BAD = "#c0392b"
@@ -53,7 +53,7 @@ def axes_of(trials: Sequence[Trial]) -> list[Axis]:
 
 
 def parallel_coordinates(trials: Sequence[Trial], metric: str, path: Path) -> None:
-    """A line a trial through its settings to its AP; where a key did not count the line ends and begins again.
+    """A line a trial through its settings to its AP; it has no point on a key that did not count.
 
     Trials with AP are coloured by it, the stopped ones thin; those that diverged are red.
     """
@@ -69,12 +69,12 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str, path: Path) -> No
     colours = _colours()
     for index in np.argsort(aps):  # the best on top
         trial = shown[index]
-        heights = [math.nan if c.heights[index] is None else float(c.heights[index] or 0.0) for c in columns]
-        bad = trial.outcome is not None and trial.outcome.why == "diverged"
+        points = [(place, c.heights[index]) for place, c in enumerate(columns) if c.heights[index] is not None]
+        bad = _diverged(trial)
         stopped = trial.outcome is not None and trial.outcome.why == "stopped early"
         colour = _BAD if bad else colours((aps[index] - low) / span)
         style = {"linestyle": ":" if bad else "-", "linewidth": 1.0 if stopped else 2.0}
-        axes.plot(range(len(columns)), heights, color=colour, marker="o", markersize=4, **style)
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, **style)
     for place, column in enumerate(columns):
         axes.axvline(place, color="#999999", linewidth=0.8, zorder=0)
         for height, label in column.ticks:
@@ -85,32 +85,46 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str, path: Path) -> No
     figure.savefig(path)
 
 
-def importances(trials: Sequence[Trial]) -> dict[str, float]:
-    """Share of the variance of AP that each setting explains, by fANOVA (Hutter et al. 2014), the largest first.
+def comparable(trials: Sequence[Trial]) -> tuple[int, list[tuple[Trial, float]]]:
+    """The most steps after which all trials with AP were evaluated, and their AP there; 0 and none: there are no such.
 
-    Of keys that all trials have; where a `when` leaves a key out of some, nothing can be said of it. Empty for fewer
-    than FEWEST trials, or where AP is the same in all.
+    What a scheduler stopped early has had less training than the others: AP at its end says how long it trained.
     """
-    scored = [trial for trial in trials if not math.isnan(trial.score)]
-    keys = [key for key in varied(scored) if all(key in trial.candidate.settings for trial in scored)]
-    if len(scored) < FEWEST or not keys or len({trial.score for trial in scored}) == 1:
+    judged = [trial for trial in trials if not math.isnan(trial.score)]
+    well = [trial for trial in judged if not _diverged(trial)]
+    common = (
+        set.intersection(*({report.steps for report in trial.progress.reports} for trial in well)) if well else set()
+    )
+    if not common:
+        return 0, []
+    step = max(common)
+    scores = [{report.steps: report.score for report in trial.progress.reports} for trial in judged]
+    return step, [(trial, WORST if _diverged(trial) else at[step]) for trial, at in zip(judged, scores, strict=True)]
+
+
+def importances(trials: Sequence[Trial]) -> dict[str, float]:
+    """Share of the variance of AP, after equal steps, that each setting explains: fANOVA (Hutter et al. 2014).
+
+    The largest first. Of keys that all trials have; where a `when` leaves a key out of some, nothing can be said of it.
+    Empty for fewer than FEWEST trials, or where AP is the same in all.
+    """
+    scored = comparable(trials)[1]
+    keys = [k for k in varied([t for t, _ in scored]) if all(k in t.candidate.settings for t, _ in scored)]
+    if len(scored) < FEWEST or not keys or len({score for _, score in scored}) == 1:
         return {}
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    values = {key: [trial.candidate.settings[key] for trial in scored] for key in keys}
     coded, distributions = {}, {}
-    for key, found in values.items():
-        coded[key], distributions[key] = _coded(found)
+    for key in keys:
+        coded[key], distributions[key] = _coded([trial.candidate.settings[key] for trial, _ in scored])
     study = optuna.create_study(direction="maximize")
-    for index, trial in enumerate(scored):
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={key: coded[key][index] for key in keys}, distributions=distributions, value=trial.score
-            )
-        )
+    for index, (_, score) in enumerate(scored):
+        settings = {key: coded[key][index] for key in keys}
+        study.add_trial(optuna.trial.create_trial(params=settings, distributions=distributions, value=score))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {key: float(share) for key, share in found.items()}
 
 
 def importance_plot(trials: Sequence[Trial], path: Path) -> bool:
@@ -124,10 +138,9 @@ def importance_plot(trials: Sequence[Trial], path: Path) -> bool:
     axes.barh([names[key] for key in keys], [found[key] for key in keys], color="#3b528b")
     for place, key in enumerate(keys):
         axes.annotate(f"{found[key]:.2f}", (found[key], place), (3, -3), textcoords="offset points", fontsize=8)
-    count = sum(not math.isnan(trial.score) for trial in trials)
-    axes.set(
-        xlabel="share of the variance of AP (fANOVA)", xlim=(0, max(found.values()) * 1.15), title=f"{count} trials"
-    )
+    step, scored = comparable(trials)
+    axes.set(xlabel="share of the variance of AP (fANOVA)", xlim=(0, max(found.values()) * 1.15))
+    axes.set_title(f"{len(scored)} trials after {step} steps", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
     return True
@@ -169,6 +182,10 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
         if not front or trial.score > front[-1].score:
             front.append(trial)
     return front
+
+
+def _diverged(trial: Trial) -> bool:
+    return trial.outcome is not None and trial.outcome.why == "diverged"
 
 
 def _coded(values: Sequence[Any]) -> tuple[list[Any], Any]:

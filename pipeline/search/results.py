@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,7 @@ from rich.text import Text
 from pipeline.config import RunConfig
 from pipeline.configure import to_yaml
 from pipeline.evaluation.tables import percent
-from pipeline.search.trials import Trial
-
-
-def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """The highest AP first; those without come last."""
-    return sorted(trials, key=lambda t: (math.isnan(t.score), 0.0 if math.isnan(t.score) else -t.score))
+from pipeline.search.trials import Trial, ranked
 
 
 def varied(trials: Sequence[Trial]) -> list[str]:

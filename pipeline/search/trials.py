@@ -8,7 +8,7 @@ SEARCH/trials/trial_003/   a run like any other: checkpoints, evaluations, ledge
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -151,11 +151,25 @@ def read_trials(search: Path) -> list[Trial]:
     )
 
 
+def ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """The best first: by AP, but what a scheduler stopped was worse than others after as many steps, and comes later.
+
+    What diverged and what has no AP comes last.
+    """
+
+    def key(trial: Trial) -> tuple[int, float]:
+        if math.isnan(trial.score):
+            return 3, 0.0
+        why = None if trial.outcome is None else trial.outcome.why
+        return {"stopped early": 1, "diverged": 2}.get(why or "", 0), -trial.score
+
+    return sorted(trials, key=key)
+
+
 def best(trials: Sequence[Trial]) -> Trial | None:
-    """The highest AP of those that ended well, the first of equals."""
+    """The first of `ranked` that has ended well."""
     ended = [t for t in trials if t.outcome is not None and t.outcome.why not in ("diverged", "failed")]
-    scored = [trial for trial in ended if not math.isnan(trial.score)]
-    return max(scored, key=lambda trial: trial.score, default=None)
+    return next((trial for trial in ranked(ended) if not math.isnan(trial.score)), None)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from pipeline.tracking.mlflow_store import default_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), has_proc]
 
-STEPS, EVERY = 24, 12
+STEPS, EVERY = 36, 24
 CONFIG = f"""
 model:
   trunk: {{body: resnet18, norm: bn, freeze_stages: 0, fpn_channels: 32}}
@@ -36,14 +36,14 @@ model:
   box: {{hidden: 32, layers: 1, score_threshold: 0.0, detections_per_image: 100}}
   mask: null
 data: {{train_sizes_px: [64], train_max_size_px: 128, test_size_px: 64, test_max_size_px: 128, task_rows: 8}}
-optim: {{lr: 0.01, lr_batch_images: 4, warmup_steps: 2, milestones: [20], clip_norm: 10.0}}
+optim: {{lr: 0.01, lr_batch_images: 4, warmup_steps: 2, milestones: [30], clip_norm: 10.0}}
 train:
   steps: {STEPS}
   batch_images: 4
   seed: 5
   precision: float32
   log_every_steps: 1
-  checkpoint_every_steps: {EVERY}
+  checkpoint_every_steps: 12
   max_bad_steps: 1
 evaluate:
   batch_images: 8
@@ -51,12 +51,13 @@ evaluate:
   during_training: {{every_steps: {EVERY}, metric: box/AR_100, cpus_per_worker: 0.25}}
 cluster: {{workers: 2, cpus_per_worker: 0.75}}
 """
-DIVERGES, LEARNS, STANDS, FAILS = 1e30, 0.03, 0.0, 0.05
+DIVERGES, LEARNS, STANDS, FAILS = 1e30, 0.01, 0.0, 0.05
 SPACE = f"""
 config: tiny.yaml
 tune: {{search: grid, reduction_factor: 2.0}}
 space:
   optim.lr: {{choice: [{DIVERGES}, {LEARNS}, {STANDS}, {FAILS}]}}
+  model.box.score_threshold: {{choice: [0.99], when: {{optim.lr: {STANDS}}}}}  # and so it finds nothing
   init.weights: {{choice: [garbage.pth], when: {{optim.lr: {FAILS}}}}}
 """
 
@@ -117,7 +118,7 @@ def test_it_ends_well_and_every_trial_says_why_it_stopped(searched: Searched) ->
     diverged, learned, stopped, failed = searched.trials
     assert diverged.score == 0.0 and diverged.outcome and "lower optim.lr" in diverged.outcome.note
     assert [report.steps for report in learned.progress.reports] == [EVERY, STEPS]
-    assert stopped.steps == EVERY and stopped.score < learned.progress.reports[0].score
+    assert stopped.steps == EVERY and stopped.score == 0.0 < learned.progress.reports[0].score
     assert failed.outcome and "garbage.pth" in failed.outcome.note
 
 
@@ -139,7 +140,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(searched: Searched) -> None:
         for path in sorted(searched.directory.glob("trials/trial_001/ledger/*"))
     ]
     assert begun  # each attempt that came to a step begins where a checkpoint was
-    assert {line["step"] for line in begun if "step" in line} <= {0, EVERY}
+    assert {line["step"] for line in begun if "step" in line} <= {0, 12, 24}
 
 
 def test_mlflow_has_a_run_a_trial_below_that_of_the_search(searched: Searched) -> None:
@@ -164,7 +165,7 @@ def test_the_table_and_the_files(searched: Searched) -> None:
     assert "best        trial_001" in searched.stdout
     with (searched.directory / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["optim.lr"] for row in rows] == ["1e+30", "0.03", "0", "0.05"]
+    assert [row["optim.lr"] for row in rows] == ["1e+30", "0.01", "0", "0.05"]
     for name in ("parallel_coordinates.png", "ap_against_cost.png"):
         with Image.open(searched.directory / name) as image:
             assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 20

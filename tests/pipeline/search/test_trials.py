@@ -15,6 +15,7 @@ from pipeline.configure import load_config
 from pipeline.search.candidates import Listed, Tpe
 from pipeline.search.plots import (
     axis,
+    comparable,
     cost_plot,
     importance_plot,
     importances,
@@ -33,6 +34,7 @@ from pipeline.search.trials import (
     Why,
     best,
     candidate,
+    ranked,
     read_trials,
     write_candidates,
     write_outcome,
@@ -95,11 +97,12 @@ def test_the_best_is_one_that_ended_well(config: RunConfig) -> None:
         trial(config, 1, [0.9], "diverged"),
         trial(config, 2, [0.8], "failed"),
         trial(config, 3, [0.5], None),
-        trial(config, 4, [0.4, 0.3], "stopped early"),
+        trial(config, 4, [0.4], "stopped early"),  # others had more after as many steps
     ]
     found = best(trials)
     assert found is not None and found.name == "trial_000"
     assert trials[1].score == 0.0 and math.isnan(trials[2].score)
+    assert [one.candidate.number for one in ranked(trials)] == [3, 0, 4, 1, 2]
     assert best(trials[1:3]) is None and best([]) is None
 
 
@@ -257,11 +260,19 @@ def test_importance_finds_what_matters_and_leaves_out_what_cannot_be_judged(conf
     for number in range(24):
         lr, warmup, neck = (0.01, 0.02, 0.05)[number % 3], 10 * (number // 3), ("fpn", "c5")[number % 2]
         extra = {"model__trunk__fpn_channels": 64 + number} if neck == "fpn" else {}
-        made.append(trial(config, number, [5 * lr], optim__lr=lr, optim__warmup_steps=warmup, **extra))
+        later = [0.9] if number % 5 == 0 else []  # what trained longer is no better for it
+        made.append(trial(config, number, [5 * lr, *later], optim__lr=lr, optim__warmup_steps=warmup, **extra))
     found = importances(made)
     assert list(found) == ["optim.lr", "optim.warmup_steps"] and found["optim.lr"] > 0.9
     assert importances(made[:3]) == {}
     assert importances([trial(config, n, [0.2], optim__lr=0.1 * n) for n in range(6)]) == {}
+
+
+def test_trials_are_compared_after_equal_steps(config: RunConfig, trials: list[Trial]) -> None:
+    step, scored = comparable(trials)
+    assert step == 2 and [score for _, score in scored] == [0.10, 0.12, 0.05, 0.0]  # one diverged, one failed
+    assert comparable(trials[:2])[0] == 4
+    assert comparable(trials[3:]) == (0, []) == comparable([])
 
 
 def test_pareto(trials: list[Trial]) -> None:
