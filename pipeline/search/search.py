@@ -136,7 +136,8 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         found = self._read(trial)
-        self._on_news(found, f"goes on after step {found.steps}" if found.progress.attempts else "starts")
+        again = f"goes on after step {found.steps}" if found.steps else "starts again"
+        self._on_news(found, again if found.progress.attempts else "starts")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if WHY not in result:

@@ -79,7 +79,8 @@ class Searched:
 
 
 @pytest.fixture(scope="module")
-def searched(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+def searched(shapes: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """Beside another Ray on the machine, which must not confuse what frees the workers of a trial that is gone."""
     root = tmp_path_factory.mktemp("search")
     (root / "tiny.yaml").write_text(CONFIG)
     (root / "space.yaml").write_text(SPACE)
@@ -92,7 +93,7 @@ def searched(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched
         said = first.stderr
     before = read_trials(directory)
     with Maskrcnn("tune", "--resume", "a", cwd=root) as second:
-        second.wait_until(lambda: read_trials(directory)[1].progress.attempts == 2)
+        second.wait_until(lambda: len(second.pids("ray::RayTrainWorker")) == 2)  # they have their CPUs
         for pid in second.pids("ray::ImplicitFunc"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
