@@ -1,6 +1,7 @@
 """What a search shows: lines for a file, a table that follows the trials for a terminal."""
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,15 @@ def test_lines(search: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_terminal_has_a_table(search: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, terminal=True)
+
+    def wait_for(*words: str) -> None:
+        end = time.monotonic() + 60  # it is drawn once a second
+        while not all(word in text.getvalue() for word in words):
+            assert time.monotonic() < end, text.getvalue()
+            time.sleep(0.05)
+
     with search_display(search, "mask/AP", 2) as tell:
         tell(read_trial(search, 0), "starts")
-        before = text.getvalue()
+        wait_for("0/2 trials have ended", "lr=0.1", "waiting")
         end(search)
-    after = text.getvalue()[len(before) :]
-    assert "0/2 trials have ended" in before and "lr=0.1" in before and "waiting" in before
-    assert "1/2 trials have ended" in after and "25.0" in after and "finished" in after
+        wait_for("1/2 trials have ended", "25.0", "finished")
