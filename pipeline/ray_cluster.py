@@ -11,8 +11,6 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
 
 IDLE_PROCESS_MS = 600_000
-
-
 _LOOPBACK = "127.0.0.1"
 
 
