@@ -94,9 +94,9 @@ def _show(plan: Plan, table: Table, trials: Sequence[Trial]) -> None:
     found = cells(table, trials, trials_directory(plan.directory))
     seeds = 1 + max(trial.candidate.settings["seed"] for trial in trials)
     of = "generated scenes" if plan.about["budget"] == "tiny" else str(plan.original.data.val)
-    title = f"table {table.table}, {table.title}: {plan.about['budget']} budget on {of}, {seeds} seeds"
+    many = f"{seeds} seeds" if seeds > 1 else "one seed"
+    title = f"table {table.table}, {table.title}: {plan.about['budget']} budget on {of}, {many}"
     out.print(shown(found, title))
-    out.print("below each row: minus the first row, ours / paper", highlight=False)
     config = plan.config
     tracker = Tracker.start(config.track.uri or "", config.track.experiment, plan.name)
     for path in write_files(found, plan.directory):

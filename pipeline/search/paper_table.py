@@ -109,19 +109,23 @@ def to_json(found: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def shown(found: Sequence[Cell], title: str) -> Shown:
-    """A line a row: each number as `ours ± spread / paper`, and below it both differences to the first row."""
+    """For each row ours with its spread, the paper's, and what both differ by from the first row."""
     metrics = list(dict.fromkeys(cell.metric for cell in found))
     by_place = {(cell.row, cell.metric): cell for cell in found}
     apart = differences(found)
     table = Shown(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     table.add_column("row", overflow="fold")
+    table.add_column("")
     for metric in metrics:
-        table.add_column(f"{metric}\nours / paper", justify="right")
+        table.add_column(metric, justify="right", no_wrap=True)
     rows = list(dict.fromkeys(cell.row for cell in found))
     for row in rows:
-        table.add_row(row, *(_value(by_place[row, metric]) for metric in metrics))
+        mine = [by_place[row, metric] for metric in metrics]
+        table.add_row(row, "ours", *(_ours(cell) for cell in mine), style="bold")
+        table.add_row("", "paper", *(_number(cell.paper) for cell in mine))
         if row != rows[0]:
-            table.add_row("", *(_difference(*apart[row, metric]) for metric in metrics), style="dim")
+            for name, which in (("ours - first", 0), ("paper - first", 1)):
+                table.add_row("", name, *(_number(apart[row, metric][which], "+") for metric in metrics), style="dim")
     return table
 
 
@@ -164,11 +168,9 @@ def plot(found: Sequence[Cell], path: Path) -> None:
     figure.savefig(path)
 
 
-def _value(cell: Cell) -> str:
-    ours = "-" if math.isnan(cell.mean) else f"{cell.mean:.1f}"
-    spread = "" if math.isnan(cell.spread) else f" ± {cell.spread:.1f}"
-    return f"{ours}{spread} / {'-' if cell.paper is None else f'{cell.paper:.1f}'}"
+def _ours(cell: Cell) -> str:
+    return _number(cell.mean) + ("" if math.isnan(cell.spread) else f" ± {cell.spread:.1f}")
 
 
-def _difference(ours: float, paper: float | None) -> str:
-    return f"{'-' if math.isnan(ours) else f'{ours:+.1f}'} / {'-' if paper is None else f'{paper:+.1f}'}"
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:{sign}.1f}"
