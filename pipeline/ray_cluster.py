@@ -2,6 +2,8 @@
 
 import logging
 import os
+import socket
+from typing import Any
 
 import ray
 
@@ -9,14 +11,19 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import UserError
 
 IDLE_PROCESS_MS = 600_000
+_LOOPBACK = "127.0.0.1"
 
 
 class ClusterError(UserError):
     """The cluster cannot serve the run."""
 
 
-def start_ray(config: ClusterConfig) -> None:
-    """Join the cluster of `address` or RAY_ADDRESS, or start a Ray of our own on this machine's loopback."""
+def start_ray(config: ClusterConfig, dashboard: bool = False) -> None:
+    """Join the cluster of `address` or RAY_ADDRESS, or start a Ray of our own on this machine's loopback.
+
+    With a `dashboard` where trials are stopped early: what Ray Train frees the workers of a trial with asks it whether
+    the trial is alive.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; spares its warning
     # Ray ends idle processes beyond the free CPUs after a second. Where training has all CPUs, each read task would
     # start a Python of its own, and that cost more than the training step. A cluster has its own setting.
@@ -26,13 +33,20 @@ def start_ray(config: ClusterConfig) -> None:
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
+    served: dict[str, Any] = {}
+    if dashboard and not address:
+        # That asks whichever Ray it finds on this machine, and gives up where it finds two: tell it which.
+        port = _free_port()
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{_LOOPBACK}:{port}"
+        served = {"dashboard_host": _LOOPBACK, "dashboard_port": port}
     try:
         ray.init(
             address=address or "local",  # None would join a cluster that somebody started on this machine
-            include_dashboard=None if address else False,
+            include_dashboard=None if address else dashboard,
             log_to_driver=False,
             logging_level="ERROR",
             namespace="maskrcnn",
+            **served,
         )
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to show
     except ConnectionError as error:
@@ -40,3 +54,9 @@ def start_ray(config: ClusterConfig) -> None:
             f"no Ray cluster answers at {address} ({error}); check cluster.address or RAY_ADDRESS, "
             "or leave both empty to start one on this machine"
         ) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return int(probe.getsockname()[1])

@@ -52,8 +52,13 @@ class Tracker:
         self.resumed = resumed  # True: the run was there before
 
     @classmethod
-    def start(cls, uri: str, experiment: str, run_name: str, resume: bool = True) -> "Tracker":
-        """The experiment's run of that name, running again, or a new one (always a new one if not `resume`)."""
+    def start(
+        cls, uri: str, experiment: str, run_name: str, resume: bool = True, parent: str | None = None
+    ) -> "Tracker":
+        """The experiment's run of that name, running again, or a new one (always a new one if not `resume`).
+
+        MLflow's page shows a new one below the run with the id `parent`.
+        """
         if "'" in run_name and '"' in run_name:
             raise UserError(f"a run's name may hold one kind of quote, got {run_name}; change train.name")
         uri = resolve_uri(uri)
@@ -71,6 +76,8 @@ class Tracker:
                 client.update_run(run_id, status="RUNNING")
                 return cls(client, uri, experiment_id, run_id, resumed=True)
         tags = {RUN_TAG: run_name, "mlflow.user": _user(), "mlflow.source.name": "maskrcnn"}
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
         run = client.create_run(experiment_id, run_name=run_name, tags=tags)
         return cls(client, uri, experiment_id, str(run.info.run_id), resumed=False)
 
@@ -165,6 +172,12 @@ class Tracker:
         """Send what is held back and close the run."""
         self.flush()
         self._client.set_terminated(self.run_id, status)
+
+    def finish_other(self, run_id: str, status: Status, tags: Mapping[str, str]) -> None:
+        """Close another run of the store, whose process is gone."""
+        other = Tracker(self._client, self.uri, self.experiment_id, run_id, resumed=True)
+        other.log_tags(tags)
+        other.finish(status)
 
     def where(self) -> str:
         """One line for people: how to see this run."""

@@ -1,5 +1,6 @@
 """Our configuration as Ray objects: the cluster, the workers and what each may use."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +41,9 @@ class Layout:
         return resources
 
 
-def plan_evaluation(config: ours.DuringTrainingConfig) -> Layout:
-    """The workers that evaluate while others train, on the running cluster."""
-    several = ray.cluster_resources().get("GPU", 0.0) >= 2
+def plan_evaluation(config: ours.DuringTrainingConfig, share: Mapping[str, float] | None = None) -> Layout:
+    """The workers that evaluate while others train, on the running cluster or this share of it."""
+    several = (ray.cluster_resources() if share is None else share).get("GPU", 0.0) >= 2
     gpus = config.gpus_per_worker if config.gpus_per_worker is not None else float(several)
     return Layout(config.workers, gpus, config.cpus_per_worker)
 
@@ -52,8 +53,9 @@ def plan_workers(
     batch_images: int | None = None,
     decode: ours.Decode = "worker",
     beside: Layout | None = None,
+    share: Mapping[str, float] | None = None,
 ) -> Layout:
-    """The layout for the running cluster, of which `beside` is left to others.
+    """The layout for the running cluster or this `share` of it ({"CPU": 4.0}), of which `beside` is left to others.
 
     `batch_images` has to divide over the workers; None for prediction, where nothing has to.
 
@@ -66,7 +68,7 @@ def plan_workers(
     Raises:
         ClusterError: the batch does not divide, or the cluster is too small.
     """
-    total = ray.cluster_resources()
+    total = ray.cluster_resources() if share is None else share
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     if beside is not None:
         taken_cpus, taken_gpus = beside.workers * beside.cpus, beside.workers * beside.gpus
@@ -94,8 +96,8 @@ def plan_workers(
             f"{workers} workers with {gpus_per_worker:g} GPU each need {workers * gpus_per_worker:g} GPUs, the cluster "
             f"has {gpus:g}; lower cluster.workers, or set cluster.gpus_per_worker=0 to train on CPUs"
         )
-    share = (cpus if decode == "worker" else cpus / 2) / workers
-    whole = float(int(share)) if share >= 1 else share  # Ray takes whole CPUs, or a fraction of one
+    equal = (cpus if decode == "worker" else cpus / 2) / workers
+    whole = float(int(equal)) if equal >= 1 else equal  # Ray takes whole CPUs, or a fraction of one
     each = whole if config.cpus_per_worker is None else config.cpus_per_worker
     if each <= 0 or workers * each > cpus + 1e-6:  # the tolerance is float64's: shares add up to the whole
         raise ClusterError(

@@ -5,7 +5,7 @@ workers read whether to stop early; so a kill at any moment loses neither.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ def score(evaluated: Evaluated, during: DuringTrainingConfig) -> float:
     names = _JUDGES if during.metric is None else (during.metric,)
     value = next((numbers[name] for name in names if name in numbers), NO_SCORE)
     return NO_SCORE if math.isnan(value) else value
+
+
+def judge(tasks: Sequence[str]) -> str:
+    """The metric that judges checkpoints where the configuration names none."""
+    return next(name for name in _JUDGES if name.partition("/")[0] in tasks)
 
 
 def best_step(evaluated: Mapping[int, Evaluated], during: DuringTrainingConfig) -> int | None:

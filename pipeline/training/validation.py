@@ -9,6 +9,7 @@ import ray.train
 from ray.train import ValidationConfig
 from ray.util.queue import Queue
 
+from pipeline.config import RunConfig
 from pipeline.configure import from_yaml_text
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.tables import read_ap_json
@@ -39,21 +40,25 @@ class Validator:
             raise
 
     def _evaluate(self, checkpoint: Path) -> dict[str, float]:
-        config = from_yaml_text(self.config_yaml)
-        during, val = config.evaluate.during_training, config.data.val
-        assert during is not None and val is not None
-        images = config.evaluate.max_images if during.max_images is None else during.max_images
-        # A report is written once, at the end of the run: an evaluation beside training is to be light.
-        config = replace(config, evaluate=replace(config.evaluate, max_images=images, report=False))
-        step = read_meta(checkpoint)[1].step
-        place = evaluation_directory(Path(self.run_dir), step)
-        beside = place.with_name(f".{place.name}.tmp")
-        shutil.rmtree(beside, ignore_errors=True)  # of a try that was killed
-        evaluate(checkpoint, val, config, self.layout, beside, lambda _: None)
-        shutil.rmtree(place, ignore_errors=True)
-        beside.rename(place)
-        self.events.put({"kind": "evaluated", "step": step})
-        return {SCORE: score(read_ap_json(place / "ap.json"), during)}
+        value = evaluate_checkpoint(from_yaml_text(self.config_yaml), Path(self.run_dir), checkpoint, self.layout)
+        self.events.put({"kind": "evaluated", "step": read_meta(checkpoint)[1].step})
+        return {SCORE: value}
+
+
+def evaluate_checkpoint(config: RunConfig, run_dir: Path, checkpoint: Path, layout: Layout) -> float:
+    """Evaluate a run's checkpoint as evaluate.during_training says, into the run's directory; returns its score."""
+    during, val = config.evaluate.during_training, config.data.val
+    assert during is not None and val is not None
+    images = config.evaluate.max_images if during.max_images is None else during.max_images
+    # A report is written once, at the end of the run: an evaluation beside training is to be light.
+    config = replace(config, evaluate=replace(config.evaluate, max_images=images, report=False))
+    place = evaluation_directory(run_dir, read_meta(checkpoint)[1].step)
+    beside = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)  # of a try that was killed
+    evaluate(checkpoint, val, config, layout, beside, lambda _: None)
+    shutil.rmtree(place, ignore_errors=True)
+    beside.rename(place)
+    return score(read_ap_json(place / "ap.json"), during)
 
 
 def validation_config(validator: Validator) -> ValidationConfig:

@@ -43,6 +43,8 @@ def called(monkeypatch):
         "evaluate": ["evaluate_checkpoint"],
         "predict": ["predict"],
         "ui": ["ui"],
+        "tune": ["tune", "resume_tune"],
+        "paper": ["paper", "resume_paper"],
         "verify": ["verify"],
         "inspect": ["inspect"],
     }.items():
@@ -188,6 +190,16 @@ def run(*words: str):
                 },
             ),
         ),
+        ("tune space.yaml", ("tune", (Path("space.yaml"), []), {})),
+        ("tune s.yaml tune.trials=8 a.b=c", ("tune", (Path("s.yaml"), ["tune.trials=8", "a.b=c"]), {})),
+        ("tune --resume NAME", ("resume_tune", (Path("runs"), "NAME"), {})),
+        ("tune --resume NAME --runs r", ("resume_tune", (Path("r"), "NAME"), {})),
+        ("paper 2c", ("paper", ("2c", "tiny", None, Path("runs"), None, []), {})),
+        (
+            "paper 2c --budget short --data d --seeds 3 --runs r a=b",
+            ("paper", ("2c", "short", Path("d"), Path("r"), 3, ["a=b"]), {}),
+        ),
+        ("paper --resume NAME", ("resume_paper", (Path("runs"), "NAME"), {})),
         ("ui", ("ui", (Path("runs"),), {"host": "127.0.0.1", "port": 5000})),
         ("ui --runs r --host 0.0.0.0 --port 80", ("ui", (Path("r"),), {"host": "0.0.0.0", "port": 80})),
     ],
@@ -211,6 +223,12 @@ def test_words_reach_the_verb(called, words, call):
         "shard images --out x",
         "shard streets --out x --height 63",
         "ui --port 0",
+        "paper 2c --budget huge",
+        "paper 2c --seeds 0",
+        "tune",
+        "paper",
+        "tune s.yaml --resume NAME",
+        "paper 2c --resume NAME",
         "verify",
         "verify val --workers 0",
         "train c.yaml --zzz",
@@ -275,6 +293,6 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    for verb in ("shard", "verify", "inspect", "train", "evaluate", "predict", "ui"):
+    for verb in ("shard", "verify", "inspect", "train", "evaluate", "predict", "ui", "tune", "paper"):
         assert f" {verb} " in done.stdout
     assert "heavy: []" in done.stdout

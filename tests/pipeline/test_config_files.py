@@ -1,19 +1,22 @@
 """The files in configs/: base.yaml documents every key, the others load."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import RunConfig
 from pipeline.configure import from_yaml_text, known_keys, load_config, to_yaml
+from pipeline.search.settings import TuneConfig, load_search
 from pipeline.variants import load_table
 from pipeline.yaml_core import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = CONFIGS / "base.yaml"
 TABLES = sorted(path for path in CONFIGS.rglob("*.yaml") if re.search("^rows:", path.read_text(encoding="utf-8"), re.M))
-OTHERS = sorted({*CONFIGS.rglob("*.yaml")} - {BASE, *TABLES})
+SEARCHES = sorted((CONFIGS / "tune").glob("*.yaml"))
+OTHERS = sorted({*CONFIGS.rglob("*.yaml")} - {BASE, *TABLES, *SEARCHES})
 
 
 def test_base_alone_is_the_defaults():
@@ -68,3 +71,17 @@ def test_tables_of_variants_load(path):
 def test_the_coco_recipe_is_the_default():
     # but for what a user gives; printed so that a changed default shows up as a changed recipe
     assert to_yaml(load_config(CONFIGS / "coco/mask_rcnn_r50_fpn_1x.yaml")) == to_yaml(RunConfig())
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_searches_load_and_say_how_they_are_started(path):
+    load_search(path)
+    assert "Launch:" in path.read_text(encoding="utf-8").split("\nconfig:")[0]
+
+
+def test_the_example_of_a_search_explains_every_key_with_its_default():
+    text = (CONFIGS / "tune/backbone_and_loss.yaml").read_text(encoding="utf-8")
+    written = parse(text, "example").value["tune"]
+    assert list(written) == [field.name for field in fields(TuneConfig)] and TuneConfig(**written) == TuneConfig()
+    section = text.partition("\ntune:\n")[2].partition("\n\n")[0]
+    assert [line for line in section.splitlines() if re.match(r"  \w+:", line) and "  # " not in line] == []

@@ -1,0 +1,106 @@
+"""`maskrcnn paper TABLE [--budget tiny|short|full]`: rows of a table of the paper, trained and compared."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.console import err, out
+from jobs.shard import shard_shapes, shard_streets
+from jobs.tune import continue_plan, run_plan
+from pipeline.errors import UserError
+from pipeline.ray_cluster import start_ray
+from pipeline.search.budget import nodes
+from pipeline.search.candidates import Listed
+from pipeline.search.paper import SEEDS, TINY_PX, Budget, budget_config, runnable
+from pipeline.search.paper_table import cells, shown, write_files
+from pipeline.search.plan import Plan, alone, new_plan, plan_budget, read_plan, trial_config, write_plan
+from pipeline.search.settings import read_tune, split_overrides
+from pipeline.search.trials import Trial, candidate, trials_directory, write_candidates
+from pipeline.tracking.mlflow_run import Tracker
+from pipeline.variants import Table, load_table
+
+TABLES = Path(__file__).parents[1] / "configs/paper"
+_IMAGES = {"train": 400, "val": 100}  # of generated data
+
+
+def paper(
+    name: str, budget: Budget, data: Path | None, runs: Path, seeds: int | None, overrides: Sequence[str]
+) -> None:
+    """Run it."""
+    table = _load(name)
+    rows, left = runnable(table)
+    seeds = seeds or SEEDS[budget]
+    if data is None:
+        if budget != "tiny":
+            raise UserError(
+                f"--budget {budget} trains on {table.data}; give --data DIR with its shards in train/ and val/"
+            )
+        data = _generate(table, runs)
+    ours, rest = split_overrides(overrides)
+    tune = read_tune({"search": "grid", "scheduler": "fifo", "trials": len(rows) * seeds} | ours)
+    places = [f"data.train={data / 'train'}", f"data.val={data / 'val'}", f"cluster.runs_dir={runs}"]
+    if budget == "tiny":
+        places.append("cluster.workers=2")
+    configs = [budget_config(table, row, budget, seed, [*places, *rest]) for seed in range(seeds) for row in rows]
+    if budget != "tiny" and configs[0].init.weights is None and table.start != "random":
+        raise UserError(f"the table's networks start from {table.start} weights; give them: init.weights=FILE")
+    plan = new_plan(tune, configs[0], f"paper-{name}-{budget}", {}, {"verb": "paper", "table": name, "budget": budget})
+    chosen = [
+        candidate(number, {"row": rows[number % len(rows)].name, "seed": number // len(rows)}, trial)
+        for number, trial in enumerate(trial_config(config, plan.directory) for config in configs)
+    ]
+    with err.status("starting Ray"):
+        start_ray(plan.config.cluster, dashboard=True)
+    resources = plan_budget(plan, nodes(), configs, len(chosen))
+    write_plan(plan)
+    write_candidates(plan.directory, chosen)
+    for row, reason in left.items():
+        out.print(f"not run     {row}: {reason}", soft_wrap=True, highlight=False)
+    with alone(plan.directory):
+        trials = run_plan(plan, Listed(chosen), resources, len(chosen))
+        _show(plan, table, trials)
+
+
+def resume_paper(runs: Path, name: str) -> None:
+    """Go on with the table of a search that was stopped or killed."""
+    plan = read_plan(runs, name)
+    if plan.about["verb"] != "paper":
+        raise UserError(f"{name} is no table of the paper; go on with `maskrcnn {plan.about['verb']} --resume {name}`")
+    with alone(plan.directory):
+        _show(plan, _load(plan.about["table"]), continue_plan(plan))
+
+
+def _load(name: str) -> Table:
+    path = TABLES / f"table_{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem.removeprefix("table_") for file in TABLES.glob("table_*.yaml")))
+        raise UserError(f"there is no table {name!r} of the paper; there are {known or f'none in {TABLES}'}")
+    return load_table(path)
+
+
+def _generate(table: Table, runs: Path) -> Path:
+    """Scenes in place of the table's data, kept for the next time."""
+    if table.data == "cityscapes":
+        place = runs / "generated/streets"
+        shard_streets(place, train_images=_IMAGES["train"], val_images=_IMAGES["val"], seed=0, height_px=2 * TINY_PX)
+    else:
+        keypoints = table.data == "coco_persons"
+        place = runs / ("generated/shapes-keypoints" if keypoints else "generated/shapes")
+        shard_shapes(place, train_images=_IMAGES["train"], val_images=_IMAGES["val"], seed=0, keypoints=keypoints)
+    return place
+
+
+def _show(plan: Plan, table: Table, trials: Sequence[Trial]) -> None:
+    """Rows beside the paper's, printed, as files and in MLflow."""
+    found = cells(table, trials, trials_directory(plan.directory))
+    seeds = 1 + max(trial.candidate.settings["seed"] for trial in trials)
+    of = "generated scenes" if plan.about["budget"] == "tiny" else str(plan.original.data.val)
+    many = f"{seeds} seeds" if seeds > 1 else "one seed"
+    title = f"table {table.table}, {table.title}: {plan.about['budget']} budget on {of}, {many}"
+    out.print(shown(found, title))
+    config = plan.config
+    tracker = Tracker.start(config.track.uri or "", config.track.experiment, plan.name)
+    for path in write_files(found, plan.directory):
+        tracker.log_artifact(path)
+    tracker.log_metrics(0, {f"{cell.metric}/{cell.row}": cell.mean for cell in found if cell.values})
+    tracker.finish()
+    out.print(f"table       {plan.directory / 'table.csv'}, table.json, table.png", soft_wrap=True, highlight=False)

@@ -1,0 +1,147 @@
+"""Tables of the paper as lists of trainings: what a budget keeps, and what is said of the results."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from model.config import ModelConfig
+from pipeline.evaluation.tables import Numbers
+from pipeline.search.paper import SEEDS, TINY_STEPS, budget_config, runnable
+from pipeline.search.paper_table import Cell, cells, differences, number, shown, write_files
+from pipeline.search.space import require_buildable
+from pipeline.search.trials import Outcome, Progress, Report, Trial, candidate
+from pipeline.variants import Table, load_table, row_config
+
+PAPER = Path(__file__).parents[3] / "configs/paper"
+TABLES = sorted(PAPER.glob("table_*.yaml"))
+
+
+def table(name: str) -> Table:
+    return load_table(PAPER / f"table_{name}.yaml")
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_tiny_budget_keeps_what_tells_rows_apart(path: Path) -> None:
+    """Rows that are different networks or recipes at full size are different at the tiny one too, and can be built."""
+    rows, left = runnable(load_table(path))
+    assert rows and all(reason for reason in left.values())
+    full = [row_config(load_table(path), row) for row in rows]
+    tiny = [budget_config(load_table(path), row, "tiny", 0, ["data.train=a", "data.val=b"]) for row in rows]
+    assert len(set(full)) == len(rows) == len(set(tiny))
+    for before, after in zip(full, tiny, strict=True):
+        require_buildable(after.model, path.stem)
+        assert (after.model.mask is None) == (before.model.mask is None)
+        assert (after.model.keypoint is None) == (before.model.keypoint is None)
+        assert after.model.roi.operation == before.model.roi.operation
+        assert after.model.trunk.neck == before.model.trunk.neck
+        assert max(after.data.train_sizes_px) < 130 and after.train.batch_images <= 4
+        assert TINY_STEPS <= after.train.steps < 1.2 * TINY_STEPS
+        assert all(milestone < after.train.steps for milestone in after.optim.milestones)
+        during = after.evaluate.during_training
+        assert during is not None and during.every_steps == after.train.steps
+    if path.stem == "table_2c":
+        assert len({replaced(config.model) for config in tiny}) == 1  # in all else they are the same
+
+
+def replaced(model: ModelConfig) -> ModelConfig:
+    from dataclasses import replace
+
+    return replace(model, roi=replace(model.roi, operation="align"))
+
+
+def test_seeds_and_overrides_come_last() -> None:
+    paper = table("2c")
+    row = runnable(paper)[0][0]
+    first, second = (
+        budget_config(paper, row, "tiny", seed, ["train.steps=10", "model.trunk.norm=gn"]) for seed in (0, 1)
+    )
+    assert (first.train.seed, second.train.seed) == (0, 1)
+    assert first.train.steps == 10 and first.model.trunk.norm == "gn"
+    assert first.evaluate.during_training is not None and first.evaluate.during_training.every_steps == 10
+    short = budget_config(paper, row, "short", 0, [])
+    assert (short.train.steps, short.optim.milestones) == (8000, (6000,))
+    full = budget_config(paper, row, "full", 0, [])
+    assert full.model == row_config(paper, row).model and full.train.steps == 160000
+    assert SEEDS["tiny"] == 2
+
+
+def test_rows_that_cannot_be_compared_are_left_out_with_a_reason() -> None:
+    assert runnable(table("7"))[1]["Mask R-CNN, fine + COCO"] == "starts from coco weights, the others from imagenet"
+    assert "another system's" in runnable(table("1"))[1]["MNC, R101-C4"]
+
+
+# --- results
+
+
+def test_a_number_of_ap_json() -> None:
+    nan = math.nan
+    found = {"box": Numbers({"AP": 0.3}, {}), "mask": Numbers({"AP": 0.2, "AP50": nan}, {"person": 0.1})}
+    assert number(found, "box/AP") == 0.3 and number(found, "cityscapes/AP") == 0.2
+    assert number(found, "cityscapes/AP_person") == 0.1 and number(found, "cityscapes/AP_train") is None
+    assert number(found, "keypoint/AP") is None and math.isnan(number(found, "mask/AP50") or 0)
+
+
+@pytest.fixture
+def found() -> list[Cell]:
+    return [
+        Cell("pool", "mask/AP", (10.0, 12.0), 26.9),
+        Cell("pool", "mask/AP75", (5.0, 6.0), None),
+        Cell("align", "mask/AP", (14.0, 15.0), 30.3),
+        Cell("align", "mask/AP75", (), 31.5),
+    ]
+
+
+def test_mean_spread_and_differences(found: list[Cell]) -> None:
+    assert found[0].mean == 11.0 and found[0].spread == pytest.approx(math.sqrt(2))
+    assert math.isnan(found[3].mean) and math.isnan(Cell("a", "b", (1.0,), None).spread)
+    apart = differences(found)
+    assert apart["pool", "mask/AP"] == (0.0, 0.0)
+    assert apart["align", "mask/AP"] == (pytest.approx(3.5), pytest.approx(3.4))
+    ours, paper = apart["align", "mask/AP75"]
+    assert math.isnan(ours) and paper is None
+
+
+def test_what_is_shown_and_written(found: list[Cell], tmp_path: Path) -> None:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(shown(found, "table"))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines() if line.strip()]
+    assert lines[3:] == [
+        *("pool ours 11.0 ± 1.4 5.5 ± 0.7", "paper 26.9 -"),
+        *("align ours 14.5 ± 0.7 -", "paper 30.3 31.5", "ours - first +3.5 -", "paper - first +3.4 -"),
+    ]
+    paths = write_files(found, tmp_path)
+    with paths[0].open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[2]["values"] == "14.0000 15.0000" and rows[2]["paper"] == "30.3" and rows[3]["mean"] == ""
+    assert json.loads(paths[1].read_text())[2]["minus_first_row"] == pytest.approx(3.5)
+    with Image.open(paths[2]) as image:
+        assert image.width > 600 and len(image.convert("RGB").getcolors(1 << 24) or ()) > 50
+
+
+def test_only_trials_that_finished_count(tmp_path: Path) -> None:
+    paper = table("2d")
+    config = row_config(paper, runnable(paper)[0][0])
+    trials = []
+    for index, (row, why, ap) in enumerate(
+        [
+            ("RoIPool", "finished", 0.1),
+            ("RoIAlign", "finished", 0.2),
+            ("RoIPool", "diverged", 0.9),
+            ("RoIAlign", "finished", 0.3),
+        ]
+    ):
+        place = tmp_path / f"trial_{index:03d}/evaluations/step_0000010"
+        place.mkdir(parents=True)
+        stats = {"AP": ap, "AP50": None, "per_class": {}, "instances": {}}
+        (place / "ap.json").write_text(json.dumps({"mask": stats}))
+        progress = Progress((Report(10, 1.0, ap),))
+        trials.append(Trial(candidate(index, {"row": row, "seed": index // 2}, config), progress, Outcome(why)))  # type: ignore[arg-type]
+    by_place = {(cell.row, cell.metric): cell for cell in cells(paper, trials, tmp_path)}
+    assert by_place["RoIPool", "mask/AP"].values == (10.0,) and by_place["RoIPool", "mask/AP"].paper == 23.6
+    assert by_place["RoIAlign", "mask/AP"].values == (20.0, 30.0)
+    assert by_place["RoIAlign", "mask/AP50"].values == () and by_place["RoIAlign", "box/AP"].values == ()
