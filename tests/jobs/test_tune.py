@@ -21,7 +21,7 @@ from pipeline.tracking.mlflow_store import default_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), has_proc]
 
-STEPS, EVERY = 36, 24
+STEPS, EVERY = 84, 24
 CONFIG = f"""
 model:
   trunk: {{body: resnet18, norm: bn, freeze_stages: 0, fpn_channels: 32}}
@@ -36,7 +36,7 @@ model:
   box: {{hidden: 32, layers: 1, score_threshold: 0.0, detections_per_image: 100}}
   mask: null
 data: {{train_sizes_px: [64], train_max_size_px: 128, test_size_px: 64, test_max_size_px: 128, task_rows: 8}}
-optim: {{lr: 0.01, lr_batch_images: 4, warmup_steps: 2, milestones: [30], clip_norm: 10.0}}
+optim: {{lr: 0.01, lr_batch_images: 4, warmup_steps: 2, milestones: [72], clip_norm: 10.0}}
 train:
   steps: {STEPS}
   batch_images: 4
@@ -93,7 +93,9 @@ def searched(shapes: Path, local_ray: None, tmp_path_factory: pytest.TempPathFac
         said = first.stderr
     before = read_trials(directory)
     with Maskrcnn("tune", "--resume", "a", cwd=root) as second:
-        second.wait_until(lambda: len(second.pids("ray::RayTrainWorker")) == 2)  # they have their CPUs
+        # It trains: before that Ray Train has not yet told what frees the CPUs of its workers which they are.
+        again = directory / "trials/trial_001/ledger"
+        second.wait_until(lambda: any(file.stat().st_size for file in again.glob("*-attempt002-*")))
         for pid in second.pids("ray::ImplicitFunc"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -118,7 +120,8 @@ def test_it_ends_well_and_every_trial_says_why_it_stopped(searched: Searched) ->
     assert whys == ["diverged", "finished", "stopped early", "failed"], searched.stderr
     diverged, learned, stopped, failed = searched.trials
     assert diverged.score == 0.0 and diverged.outcome and "lower optim.lr" in diverged.outcome.note
-    assert [report.steps for report in learned.progress.reports] == [EVERY, STEPS]
+    steps = [report.steps for report in learned.progress.reports]
+    assert (steps[0], steps[-1]) == (EVERY, STEPS)
     assert stopped.steps == EVERY and stopped.score == 0.0 < learned.progress.reports[0].score
     assert failed.outcome and "garbage.pth" in failed.outcome.note
 
@@ -140,8 +143,8 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(searched: Searched) -> None:
         json.loads(path.read_text().splitlines()[0])
         for path in sorted(searched.directory.glob("trials/trial_001/ledger/*"))
     ]
-    assert begun  # each attempt that came to a step begins where a checkpoint was
-    assert {line["step"] for line in begun if "step" in line} <= {0, 12, 24}
+    first = {line["step"] for line in begun}
+    assert 0 in first and max(first) >= EVERY and all(step % 12 == 0 for step in first)  # where checkpoints were
 
 
 def test_mlflow_has_a_run_a_trial_below_that_of_the_search(searched: Searched) -> None:
