@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,20 +87,23 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str, path: Path) -> No
 
 
 def comparable(trials: Sequence[Trial]) -> tuple[int, list[tuple[Trial, float]]]:
-    """The most steps after which all trials with AP were evaluated, and their AP there; 0 and none: there are no such.
+    """The steps after which most trials were evaluated (the most of such steps), and those trials with their AP there.
 
-    What a scheduler stopped early has had less training than the others: AP at its end says how long it trained.
+    What a scheduler stopped early has had less training than the others: AP at its end says how long it trained. What
+    diverged counts with its score at any steps. 0 and none: no trial was evaluated.
     """
-    judged = [trial for trial in trials if not math.isnan(trial.score)]
-    well = [trial for trial in judged if not _diverged(trial)]
-    common = (
-        set.intersection(*({report.steps for report in trial.progress.reports} for trial in well)) if well else set()
-    )
-    if not common:
+    counts = Counter(report.steps for trial in trials if _counts(trial) for report in trial.progress.reports)
+    if not counts:
         return 0, []
-    step = max(common)
-    scores = [{report.steps: report.score for report in trial.progress.reports} for trial in judged]
-    return step, [(trial, WORST if _diverged(trial) else at[step]) for trial, at in zip(judged, scores, strict=True)]
+    step = max(counts, key=lambda steps: (counts[steps], steps))
+    found = []
+    for trial in trials:
+        at = {report.steps: report.score for report in trial.progress.reports}
+        if _diverged(trial):
+            found.append((trial, WORST))
+        elif _counts(trial) and step in at:
+            found.append((trial, at[step]))
+    return step, found
 
 
 def importances(trials: Sequence[Trial]) -> dict[str, float]:
@@ -182,6 +186,10 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
         if not front or trial.score > front[-1].score:
             front.append(trial)
     return front
+
+
+def _counts(trial: Trial) -> bool:
+    return not math.isnan(trial.score) and not _diverged(trial)
 
 
 def _diverged(trial: Trial) -> bool:

@@ -4,8 +4,8 @@ What Tune keeps of a search is thrown away with the process: a search that was k
 trials (trials.py). So nothing is unpickled, finished trials are not run again, the others go on from their checkpoints,
 and the scheduler is told of all earlier results.
 
-What Ray Train frees the CPUs of a dead trial with learns of them once its workers run (Ray 2.60): where the process of a
-trial is killed in the seconds before, they stay taken until the search is started again. Schedulers stop trials later.
+What Ray Train frees the CPUs of a dead trial with learns of them once its workers run (Ray 2.60): where the process of
+a trial is killed in the seconds before, they stay taken till the search starts again. Schedulers stop trials later.
 """
 
 import math
