@@ -201,7 +201,8 @@ def evaluate(
         str | None, typer.Option(metavar="NAME,NAME", help="Score these alone.", show_default="all")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="hotcoco|pycocotools", help="Of --predictions.", show_default="hotcoco")
+        str | None,
+        typer.Option(metavar="columns|hotcoco|pycocotools", help="Of --predictions.", show_default="columns"),
     ] = None,
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples of the images, for intervals of AP; 1000 are usual.")
@@ -238,7 +239,7 @@ def evaluate(
         wanted = (
             None if report is None else ReportWish(report, images, 6 if report_pictures is None else report_pictures)
         )
-        engine, task = engine or "hotcoco", task or "box"
+        engine, task = engine or "columns", task or "box"
         score(predictions, annotations, task, names, engine, bootstrap=bootstrap, as_json=as_json, report=wanted)
         return
     if checkpoint is None or data is None:

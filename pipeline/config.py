@@ -8,7 +8,7 @@ from model.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Limit, ModelConfi
 from model.weights.transfer import NewRows
 
 Precision = Literal["bf16", "float32"]
-Engine = Literal["hotcoco", "pycocotools"]
+Engine = Literal["columns", "hotcoco", "pycocotools"]
 Scorer = Literal["coco", "lvis", "cityscapes"]
 Decode = Literal["worker", "cluster"]
 Resize = Literal["shortest", "jitter"]
@@ -251,7 +251,7 @@ class EvaluateConfig(Section):
 
     batch_images: int = 8  # a worker
     protocol: Scorer | None = None  # null: that of the data
-    engine: Engine = "hotcoco"  # of COCO's protocol
+    engine: Engine = "columns"  # of COCO's protocol
     categories: tuple[str, ...] | None = None  # names of those that are scored; null: all
     max_images: int | None = None  # null: all of data.val
     bootstrap: int = 0  # resamples of the images

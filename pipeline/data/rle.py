@@ -7,11 +7,14 @@ there, because its C code trusts the counts and writes outside the mask when the
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+_MANY = 1024  # masks that are looked at at once: what is computed of them stays in the cache
 CROP_SIZE = 112  # cells a side; is model.types.CROP_SIZE (a test compares), repeated so that sharding needs no torch
 _STEPS = np.arange(CROP_SIZE + 1) / CROP_SIZE  # a box's cell edges, as shares of its side
 
@@ -28,7 +31,9 @@ def from_segmentation(segmentation: object, height: int, width: int) -> bytes:
     if isinstance(counts, list):
         return from_counts(counts, height, width)
     if isinstance(counts, str):
-        counts = counts.encode("ascii", errors="replace")
+        if not counts.isascii():
+            raise ValueError(f"not COCO's compressed counts: {_short(counts)}")
+        counts = counts.encode("ascii")
     if not isinstance(counts, bytes):
         raise ValueError(f"an RLE's counts are a list or a string, got {_short(counts)}")
     _check_counts(parse_counts(counts), height, width)
@@ -178,55 +183,72 @@ def compress_many(runs: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[byt
     return [text[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def sound(counts: Sequence[bytes], pixels: Sequence[int]) -> NDArray[np.bool_]:
-    """Which of N compressed counts are valid runs that add up to `pixels`: from_segmentation's check, of many at once.
+def areas(masks: Sequence[dict[str, Any]], pixels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pixels of N RLEs with compressed counts (str), of images of so many; -1 where from_segmentation refuses it.
 
     (One by one it takes longer than scoring the masks.)
     """
-    lengths = np.array([len(c) for c in counts], dtype=np.int64)
-    good = lengths > 0
-    if not good.any():
-        return good & np.equal(pixels, 0)
-    symbols = np.frombuffer(b"".join(counts), dtype=np.uint8) - np.uint8(48)  # what is too small becomes too large
-    firsts = (np.cumsum(lengths) - lengths)[good]  # of each that is not empty
-    good[good] = np.maximum.reduceat(symbols, firsts) <= 63
-    good[good] &= symbols[(np.cumsum(lengths) - 1)[good]] & 0x20 == 0  # the last run ends
-    if not good.all():
-        symbols = symbols[np.repeat(good, lengths)]
-    if not len(symbols):
-        return good
-    ends = np.flatnonzero(symbols < 0x20)  # [R] last character of each run
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    characters = ends - starts + 1
-    lasts = np.searchsorted(ends, np.cumsum(lengths[good]) - 1)  # [N] last run of each mask
-    counted = np.diff(lasts, prepend=-1)  # [N] its runs
-    first = lasts - counted + 1
-    fits = np.maximum.reduceat(characters, first) <= 7
-    values = (symbols[starts] & 0x1F).astype(np.int64)
-    longer = np.flatnonzero(characters > 1)
-    for place in range(1, 7):  # few runs have more than two characters
-        values[longer] += (symbols[starts[longer] + place] & 0x1F).astype(np.int64) << (5 * place)
-        negative = longer[characters[longer] == place + 1]
-        values[negative] -= (symbols[ends[negative]] & 0x10).astype(np.int64) << (5 * place + 1)
-        longer = longer[characters[longer] > place + 1]
-    single = (characters == 1) & (symbols[starts] & 0x10 > 0)
-    values[single] -= 32
-    # From the fourth on, a run is the difference to the one before the last. Two running sums, of every other value,
-    # of all masks at once: what came before a mask is taken off again.
-    zeroth = values[first]
-    values[first] = 0  # stands alone
-    sums = np.empty_like(values)
-    np.cumsum(values[::2], out=sums[::2])
-    np.cumsum(values[1::2], out=sums[1::2])
-    before = np.zeros((len(first), 2), dtype=np.int64)  # of each parity, the last sum before the mask
-    for back in (1, 2):
-        some = first >= back
-        before[some, (first[some] - back) % 2] = sums[first[some] - back]
-    sums -= before[np.repeat(np.arange(len(first)), counted), np.arange(len(values)) % 2]
-    fits &= (np.minimum.reduceat(sums, first) >= 0) & (zeroth >= 0)
-    fits &= np.add.reduceat(sums, first) + zeroth == np.asarray(pixels)[good]
-    good[good] = fits
-    return good
+    found = np.empty(len(masks), dtype=np.int64)
+    for start in range(0, len(masks), _MANY):
+        some = masks[start : start + _MANY]
+        sound = _areas_of_sound(some, pixels[start : start + _MANY])
+        found[start : start + len(some)] = list(map(_area, some)) if sound is None else sound
+    return found
+
+
+def _areas_of_sound(masks: Sequence[dict[str, Any]], pixels: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The pixels of masks that are all valid, else None.
+
+    hotcoco refuses runs that are negative or add up to more than the image. Whether they add up to less is what is
+    looked at here; given that, it is enough to know their sums modulo 2^32.
+    """
+    counts = [mask["counts"] for mask in masks]
+    text = "".join(counts)
+    if not (all(counts) and text.isascii()) or pixels.max() >= 2**32:
+        return None
+    symbols = np.frombuffer(text.encode("ascii"), dtype=np.uint8) - np.uint8(48)  # what is too small becomes too large
+    lengths = np.fromiter(map(len, counts), np.int64, len(counts))
+    lasts = np.cumsum(lengths) - 1  # last character of each mask
+    more = symbols >= 32  # the run goes on
+    if symbols.max() > 63 or more[lasts].any():
+        return None
+    try:
+        found = hotcoco.mask.area(list(masks))
+    except ValueError:
+        return None
+
+    # Each character adds its five bits, shifted by its place in the run; those of a run's last one have a sign.
+    values = ((symbols ^ 16) - np.uint8(16)).view(np.int8).astype(np.int32)
+    going = np.flatnonzero(more)
+    values[going] = symbols[going] - np.uint8(32)
+    for _ in range(6):
+        values[going + 1] <<= 5
+        going = going[more[going + 1]] + 1
+    if len(going):  # a run of more than 7 characters
+        return None
+    # From the fourth on, a run is a difference to the one before the last: what it says is added to every second run
+    # from there to the mask's end.
+    ended = np.cumsum(~more, dtype=np.int32)  # runs up to each character
+    after = np.repeat(ended[lasts], lengths)
+    after -= ended
+    after -= more  # runs after the one that a character is of
+    weights = (after >> 1) + 1
+    firsts = lasts - lengths + 1
+    own = firsts
+    while len(own):  # no run is a difference to the first one
+        weights[own] = 1
+        own = own[more[own]] + 1
+    weights *= values
+    sums = np.add.reduceat(weights, firsts).astype(np.uint32)
+    return np.asarray(found, dtype=np.int64) if np.array_equal(sums, pixels) else None
+
+
+def _area(mask: dict[str, Any]) -> int:
+    try:
+        runs = parse_counts(from_segmentation(mask, *mask["size"]))
+    except ValueError:
+        return -1
+    return int(runs[1::2].sum())
 
 
 def crop(runs: NDArray[np.int64], height: int, width: int, box: Sequence[float]) -> bytes:

@@ -1,6 +1,7 @@
 """COCO average precision of boxes, masks or keypoints, LVIS's of federated data, and recall of proposals.
 
-By a compiled engine (hotcoco) or by pycocotools, with equal numbers. Shape legend: see protocols.py.
+By our own arithmetic on columns, by a compiled engine (hotcoco) or by pycocotools, with equal numbers. Shape legend: see
+protocols.py.
 """
 
 import contextlib
@@ -20,10 +21,11 @@ from pycocotools.cocoeval import COCOeval
 
 from pipeline.config import Engine
 from pipeline.errors import UserError
+from pipeline.evaluation.accumulate import precision_recall
 from pipeline.evaluation.bootstrap import Spread, check_bootstrap, draw, resample, spread_of
 from pipeline.evaluation.coco_results import Results, Warned, check_results
 from pipeline.evaluation.coco_truth import Truth, check_truth
-from pipeline.evaluation.matches import find_matches
+from pipeline.evaluation.matches import Matches, find_matches
 from pipeline.evaluation.protocols import IOU_THRESHOLDS, Protocol, Style, Task
 
 Floats = npt.NDArray[np.float64]
@@ -64,7 +66,7 @@ def evaluate_coco(
     ground_truth: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
     task: Task,
-    engine: Engine = "hotcoco",
+    engine: Engine = "columns",
     style: Style = "coco",
     categories: Sequence[str] | None = None,
     resamples: int = 0,
@@ -79,7 +81,7 @@ def evaluate_coco(
         results: COCO's results format (image_id, category_id, score, and bbox, segmentation or keypoints).
         task: which of these is compared. Masks and keypoints give a detection its area: pycocotools would take the
             box's if a result has one, which moves objects to another size range. "proposal" ignores classes.
-        engine: "hotcoco" or "pycocotools"; the numbers are equal bit for bit. LVIS: hotcoco alone.
+        engine: "columns", "hotcoco" or "pycocotools"; the numbers are equal bit for bit. LVIS: not pycocotools.
         style: whose rules.
         categories: names of those that are scored; None: all.
         resamples: of the images, for `spread`; 0: without.
@@ -104,6 +106,11 @@ class Prepared:
         """The results as COCO has them, in the same order."""
         return self.results.as_json(self.truth)
 
+    @cached_property
+    def matches(self) -> Matches:
+        """Which result finds which object."""
+        return find_matches(self.truth, self.results)
+
 
 def prepare(
     ground_truth: Mapping[str, Any],
@@ -118,14 +125,16 @@ def prepare(
     return Prepared(truth, checked, tuple(warnings))
 
 
-def score(prepared: Prepared, engine: Engine = "hotcoco", resamples: int = 0, seed: int = 0) -> CocoAp:
+def score(prepared: Prepared, engine: Engine = "columns", resamples: int = 0, seed: int = 0) -> CocoAp:
     """The numbers. Raises UserError where the engine does not know the protocol, or it has no AP to resample."""
     truth, protocol = prepared.truth, prepared.truth.protocol
     if resamples:
         check_bootstrap(protocol)
-    if protocol.federated and engine != "hotcoco":
-        raise UserError(f"LVIS's federated AP needs engine hotcoco, got {engine}: pycocotools does not know its rules")
-    precision, recall = _ENGINES[engine](truth, prepared.results)
+    if protocol.federated and engine == "pycocotools":
+        raise UserError(
+            f"LVIS's federated AP needs engine columns or hotcoco, got {engine}: it does not know LVIS's rules"
+        )
+    precision, recall = _ENGINES[engine](prepared)
     names = class_names(truth.coco["categories"])
     counted = Counter(
         a["category_id"] for a in truth.coco["annotations"] if not a["iscrowd"] and a.get("num_keypoints", 1) > 0
@@ -133,7 +142,7 @@ def score(prepared: Prepared, engine: Engine = "hotcoco", resamples: int = 0, se
     spread = None
     if resamples:
         weights = draw(len(truth.image_ids), resamples, seed)
-        sampled = resample(find_matches(truth, prepared.results), protocol, truth.frequencies, len(names), weights)
+        sampled = resample(prepared.matches, protocol, truth.frequencies, len(names), weights)
         spread = spread_of(sampled, list(names.values()))
     values = {name: _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names.values())}
     return CocoAp(
@@ -156,8 +165,15 @@ def class_names(categories: Iterable[Mapping[str, Any]]) -> dict[int, str]:
     return {int(c["id"]): f"{c['name']} ({c['id']})" if uses[c["name"]] > 1 else str(c["name"]) for c in ordered}
 
 
-def _run_hotcoco(truth: Truth, found: Results) -> tuple[Floats, Floats]:
+def _run_columns(prepared: Prepared) -> tuple[Floats, Floats]:
     """Precision [T, R, K, A, M] and recall [T, K, A, M]."""
+    truth = prepared.truth
+    return precision_recall(prepared.matches, truth.protocol, len(truth.category_ids))
+
+
+def _run_hotcoco(prepared: Prepared) -> tuple[Floats, Floats]:
+    """Precision [T, R, K, A, M] and recall [T, K, A, M]."""
+    truth, found = prepared.truth, prepared.results
     source, protocol = hotcoco.COCO(truth.coco), truth.protocol
     rows = found.as_rows(truth) if protocol.geometry != "keypoints" and len(found.scores) else None
     if rows is None:
@@ -166,7 +182,7 @@ def _run_hotcoco(truth: Truth, found: Results) -> tuple[Floats, Floats]:
         masks: Any = found.masks or None
         detected = source.load_res(rows, segmentation=masks)
         if masks:  # else a detection has the area of its box
-            detected.update_anns(ids=np.arange(1, len(masks) + 1), area=hotcoco.mask.area(masks))
+            detected.update_anns(ids=np.arange(1, len(masks) + 1), area=found.areas)
     evaluator = hotcoco.COCOeval(source, detected, protocol.iou_type, lvis_style=protocol.federated)
     evaluator.params.max_dets = list(protocol.limits)
     if truth.sigmas is not None:
@@ -176,8 +192,9 @@ def _run_hotcoco(truth: Truth, found: Results) -> tuple[Floats, Floats]:
     return _arrays(evaluator.eval)
 
 
-def _run_pycocotools(truth: Truth, found: Results) -> tuple[Floats, Floats]:
+def _run_pycocotools(prepared: Prepared) -> tuple[Floats, Floats]:
     """Precision [T, R, K, A, M] and recall [T, K, A, M]."""
+    truth, found = prepared.truth, prepared.results
     with contextlib.redirect_stdout(io.StringIO()):  # it prints progress, and has no switch for that
         source = COCO()
         source.dataset = truth.coco
@@ -202,7 +219,8 @@ def _arrays(evaluated: Mapping[str, Any] | None) -> tuple[Floats, Floats]:
     return np.asarray(evaluated["precision"], dtype=np.float64), np.asarray(evaluated["recall"], dtype=np.float64)
 
 
-_ENGINES: dict[Engine, Callable[[Truth, Results], tuple[Floats, Floats]]] = {
+_ENGINES: dict[Engine, Callable[[Prepared], tuple[Floats, Floats]]] = {
+    "columns": _run_columns,
     "hotcoco": _run_hotcoco,
     "pycocotools": _run_pycocotools,
 }

@@ -6,7 +6,7 @@ What cannot be scored is refused with how much of it there is and which; what ca
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -20,7 +20,6 @@ from pipeline.evaluation.coco_truth import Json, Truth, checked_box
 
 _SHOWN = 3  # examples of each kind
 _OUTSIDE_PX = 1.0  # a box may leave its image by this
-_MASKS = 1024  # that are checked at once: what is computed of them stays in the cache
 _MOST_EXACT = 2**53  # whole numbers up to it are floats too
 NO_RESULT = "images have no result"
 
@@ -69,12 +68,15 @@ class Results:
     scores: NDArray[np.float64]  # [N]
     shapes: NDArray[np.float64]  # [N, 4] xywh or [N, 3J] keypoints, pixels; of masks [N, 0]
     masks: list[Json]  # N RLEs with compressed counts, of their image's size; without masks empty
+    areas: NDArray[np.float64]  # [N] pixels², as cocoeval.py has them
 
     def take(self, rows: NDArray[Any]) -> "Results":
         """Some of them, by number or as a mask."""
         rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
         masks = list(map(self.masks.__getitem__, rows.tolist())) if self.masks else []
-        return Results(self.images[rows], self.categories[rows], self.scores[rows], self.shapes[rows], masks)
+        return Results(
+            self.images[rows], self.categories[rows], self.scores[rows], self.shapes[rows], masks, self.areas[rows]
+        )
 
     def as_json(self, truth: Truth) -> list[Json]:
         """COCO's results format, with the task's geometry alone.
@@ -109,11 +111,15 @@ def check_results(source: Sequence[Any], truth: Truth) -> tuple[Results, list[Wa
         UserError: some cannot be scored; it says how many, why, and which.
     """
     bad, odd = _Found(), _Found()
-    results = _all_at_once(source, truth)
+    numbers: Sequence[int]
+    results, numbers = _all_at_once(source, truth), range(len(source))
     if results is None:
-        results = _one_by_one(source, truth, bad)
-    elif truth.protocol.geometry == "segmentation":
-        _check_masks(results.masks, range(len(source)), bad)
+        results, numbers = _one_by_one(source, truth, bad)
+    for place in np.flatnonzero(results.areas < 0).tolist():
+        try:
+            rle.from_segmentation(results.masks[place], *results.masks[place]["size"])
+        except ValueError as error:
+            bad.add("have a malformed mask", f"result {numbers[place]}: {error}")
     if bad.count:
         raise _refusal(bad, len(source), truth)
     _look_at_repetitions(results, odd)
@@ -126,12 +132,10 @@ def check_results(source: Sequence[Any], truth: Truth) -> tuple[Results, list[Wa
         places = {category: place for place, category in enumerate(truth.category_ids)}
         scored = np.array([places.get(c, -1) for c in sorted(truth.categories)])[results.categories]
         kept = results if (scored >= 0).all() else results.take(scored >= 0)
-        results = Results(kept.images, scored[scored >= 0], kept.scores, kept.shapes, kept.masks)
+        results = replace(kept, categories=scored[scored >= 0])
     else:
         results = results.take(np.argsort(results.categories, kind="stable"))  # as the annotations
-        results = Results(
-            results.images, np.zeros_like(results.categories), results.scores, results.shapes, results.masks
-        )
+        results = replace(results, categories=np.zeros_like(results.categories))
     _look_at_counts(results, truth, odd)
     return results, [Warned(kind, count, tuple(odd.examples[kind])) for kind, count in odd.count.items()]
 
@@ -176,7 +180,22 @@ def _all_at_once(source: Sequence[Any], truth: Truth) -> Results | None:
         values = np.fromiter(scores, np.float64, len(source))
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return None
-    return Results(images, categories, values, numbers, masks) if np.isfinite(values).all() else None
+    if not np.isfinite(values).all():
+        return None
+    return Results(images, categories, values, numbers, masks, _areas(truth, images, numbers, masks))
+
+
+def _areas(
+    truth: Truth, images: NDArray[np.int64], shapes: NDArray[np.float64], masks: Sequence[Json]
+) -> NDArray[np.float64]:
+    """[N] pixels², -1 of a mask that is not valid."""
+    if truth.protocol.geometry == "bbox":
+        return np.asarray(shapes[:, 2] * shapes[:, 3])
+    if truth.protocol.geometry == "segmentation":
+        pixels = np.array([truth.sizes[i] for i in truth.image_ids], np.int64).prod(axis=1)
+        return rle.areas(masks, pixels[images]).astype(np.float64)
+    points = shapes.reshape(len(shapes), -1, 3)[:, :, :2]
+    return np.asarray(np.ptp(points, axis=1).prod(axis=1)) if len(points) else np.zeros(0)
 
 
 def _places(ids: Iterable[Any], known: Sequence[int], count: int) -> NDArray[np.int64]:
@@ -185,8 +204,8 @@ def _places(ids: Iterable[Any], known: Sequence[int], count: int) -> NDArray[np.
     return np.fromiter(map(places.__getitem__, ids), np.int64, count)
 
 
-def _one_by_one(source: Sequence[Any], truth: Truth, bad: _Found) -> Results:
-    """The same, whatever they are, and what is bad about which."""
+def _one_by_one(source: Sequence[Any], truth: Truth, bad: _Found) -> tuple[Results, list[int]]:
+    """The same, whatever they are, of those that are not bad, and their numbers; what is bad about which."""
     places = {number: place for place, number in enumerate(truth.image_ids)}
     classes = {number: place for place, number in enumerate(sorted(truth.categories))}
     copies: list[tuple[int, int, float, Any]] = []
@@ -200,17 +219,16 @@ def _one_by_one(source: Sequence[Any], truth: Truth, bad: _Found) -> Results:
             continue
         copies.append((places[image], classes[category] if truth.protocol.classes else category, score, shape))
         numbers.append(number)
-    images, categories, scores, shapes = zip(*copies, strict=True) if copies else ((), (), (), ())
-    masks: list[Json] = []
-    if truth.protocol.geometry == "segmentation":
-        masks = list(shapes)
-        _check_masks(masks, numbers, bad)
-    return Results(
-        np.array(images, np.int64),
-        np.array(categories, np.int64),
-        np.array(scores, np.float64),
-        np.array([() if masks else shape for shape in shapes], np.float64).reshape(len(copies), -1 if copies else 0),
-        masks,
+    columns = zip(*copies, strict=True) if copies else ((), (), (), ())
+    images, categories, scores, shapes = map(list, columns)
+    masks = shapes if truth.protocol.geometry == "segmentation" else []
+    width = {"bbox": 4, "segmentation": 0, "keypoints": 3 * len(truth.sigmas or ())}[truth.protocol.geometry]
+    found = np.array(images, np.int64)
+    values = np.array([] if masks else shapes, np.float64).reshape(len(copies), width)
+    areas = _areas(truth, found, values, masks)
+    return (
+        Results(found, np.array(categories, np.int64), np.array(scores, np.float64), values, masks, areas),
+        numbers,
     )
 
 
@@ -256,24 +274,11 @@ def _why(result: Any, truth: Truth) -> tuple[str, str]:
 
 
 def _mask(shape: Any, size: tuple[int, int]) -> Json:
-    """An RLE of an image's size. Whether compressed counts are valid is left to `_check_masks`."""
+    """An RLE of an image's size. Whether compressed counts are valid is left to `_areas`."""
     counts = shape.get("counts") if isinstance(shape, dict) and shape.get("size") == list(size) else None
     if not isinstance(counts, str):
         counts = rle.from_segmentation(shape, *size).decode("ascii")
     return {"size": list(size), "counts": counts}
-
-
-def _check_masks(masks: Sequence[Json], numbers: Sequence[int], bad: _Found) -> None:
-    """Whether compressed counts are valid: of the results `numbers`."""
-    for start in range(0, len(masks), _MASKS):
-        chunk = masks[start : start + _MASKS]
-        counts = [mask["counts"].encode("ascii", errors="replace") for mask in chunk]
-        sound = rle.sound(counts, [mask["size"][0] * mask["size"][1] for mask in chunk])
-        for place in np.flatnonzero(~sound).tolist():
-            try:
-                rle.from_segmentation(chunk[place], *chunk[place]["size"])
-            except ValueError as error:
-                bad.add("have a malformed mask", f"result {numbers[start + place]}: {error}")
 
 
 def _points(shape: Any, count: int) -> list[float]:
@@ -286,24 +291,27 @@ def _points(shape: Any, count: int) -> list[float]:
 
 
 def _look_at_repetitions(results: Results, odd: _Found) -> None:
-    """Equal rows, found by a hash of their bits and then compared."""
+    """Equal rows, found by a mixture of their bits and then compared."""
     columns = [results.images, results.categories, (results.scores + 0.0).view(np.int64)]  # + 0: there is a -0
     columns += list((results.shapes + 0.0).view(np.int64).T)
     if results.masks:
-        columns.append(np.fromiter((hash(mask["counts"]) for mask in results.masks), np.int64, len(results.masks)))
+        columns.append(results.areas.view(np.int64))
     mixed = np.zeros(len(results.scores), np.uint64)
     for column in columns:
         mixed = (mixed ^ (mixed >> np.uint64(29)) ^ column.view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
     order = np.argsort(mixed, kind="stable")
     same = mixed[order][1:] == mixed[order][:-1]
     suspects = np.sort(order[np.append(same, False) | np.insert(same, 0, False)]) if same.any() else order[:0]
-    seen: set[tuple[int, ...]] = set()
-    for number, row in zip(suspects.tolist(), np.stack(columns, axis=1)[suspects].tolist(), strict=True):
-        if tuple(row) in seen:
+    seen: set[tuple[Any, ...]] = set()
+    for number, values in zip(
+        suspects.tolist(), np.stack([c[suspects] for c in columns], axis=1).tolist(), strict=True
+    ):
+        row = (*values, results.masks[number]["counts"] if results.masks else None)
+        if row in seen:
             odd.add(
                 "results repeat an earlier one exactly; each repetition counts as a false alarm", f"result {number}"
             )
-        seen.add(tuple(row))
+        seen.add(row)
 
 
 def _look_at_scores(scores: NDArray[np.float64], odd: _Found) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data import rle
 from pipeline.errors import UserError
@@ -27,6 +28,7 @@ class Truth:
     categories: frozenset[int]  # all that the data set has; those that are scored are in `coco`
     frequencies: tuple[str, ...]  # LVIS: of the scored classes, by rising id
     sigmas: tuple[float, ...] | None  # OKS, of each keypoint
+    pixels: NDArray[np.int64]  # of each annotation's mask; without masks empty
 
     @cached_property
     def image_ids(self) -> list[int]:
@@ -88,8 +90,9 @@ def check_truth(
         if copy["category_id"] in scored:
             # pycocotools takes an annotation with id 0 for "no match", so ours count from 1.
             annotations.append({**copy, "id": number})
+    pixels = np.zeros(0, np.int64)
     if protocol.geometry == "segmentation":
-        _check_masks(annotations, source["annotations"])
+        pixels = _areas_of_masks(annotations, source["annotations"])
     sigmas = _pose(annotations, source["categories"]) if task == "keypoint" else None
     frequencies = tuple(c["frequency"] for c in categories) if protocol.federated else ()
     if not protocol.classes:
@@ -97,7 +100,7 @@ def check_truth(
         annotations = [{**a, "category_id": 1} for a in annotations]
         categories = [{"id": 1, "name": "object"}]
     coco = {"images": images, "categories": categories, "annotations": annotations}
-    return Truth(protocol, coco, sizes, frozenset(category_ids), frequencies, sigmas)
+    return Truth(protocol, coco, sizes, frozenset(category_ids), frequencies, sigmas, pixels)
 
 
 def _annotation(
@@ -131,17 +134,18 @@ def _annotation(
     return copy
 
 
-def _check_masks(annotations: Sequence[Json], given: Sequence[Any]) -> None:
-    """Whether compressed counts are valid; all at once, for one by one it takes longer than scoring them."""
+def _areas_of_masks(annotations: Sequence[Json], given: Sequence[Any]) -> NDArray[np.int64]:
+    """Pixels of each mask. Raises UserError where compressed counts are not valid."""
     masks = [a["segmentation"] for a in annotations]
-    counts = [mask["counts"].encode("ascii", errors="replace") for mask in masks]
-    for place in np.flatnonzero(~rle.sound(counts, [mask["size"][0] * mask["size"][1] for mask in masks])).tolist():
+    areas = rle.areas(masks, np.array([mask["size"] for mask in masks], np.int64).reshape(-1, 2).prod(axis=1))
+    for place in np.flatnonzero(areas < 0).tolist():
         number = annotations[place]["id"]
         try:
             rle.from_segmentation(masks[place], *masks[place]["size"])
         except ValueError as error:
             what = f"annotation {given[number - 1].get('id', number)} of the ground truth"
             raise UserError(f"{what} cannot be used: {error}; mend it") from error
+    return areas
 
 
 def _federate(source: Mapping[str, Any], images: list[Json], categories: list[Json]) -> None:

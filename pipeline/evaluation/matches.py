@@ -7,8 +7,9 @@ that is left; an object that does not count (a crowd, one of another size) is ch
 Shape legend: N detections, S of them with a choice, G objects, T thresholds, A area ranges (see protocols.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import hotcoco
@@ -22,6 +23,7 @@ from pipeline.evaluation.protocols import AREA_RANGES, IOU_THRESHOLDS
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+_PAIRS = 2**18  # of which the IoU is computed at once: bounds memory
 _BELOW_ONE = 1 - 1e-10  # cocoeval.py: a threshold is at most this
 
 
@@ -32,6 +34,7 @@ class Matches:
     images: Integers  # [N]
     categories: Integers  # [N]
     scores: Floats  # [N]
+    ranks: Integers  # [N], how many of its image and class come before it
     alarms: Bools  # [A, N], a false alarm where it finds nothing
     matched: Integers  # [S], which of the N have found an object at some threshold
     hits: Bools  # [A, T, S], it finds an object that counts
@@ -55,133 +58,161 @@ def find_matches(truth: Truth, results: Results) -> Matches:
 
     order = np.lexsort((results.images, -results.scores, results.categories))  # stable: then the file's order
     classes = len(truth.category_ids)
-    keys = results.images * classes + results.categories  # of a group: an image and class
-    kept = order[_ranks(keys[order]) < protocol.limits[-1]]
+    keys = (results.images * classes + results.categories)[order]  # of a group: an image and class
+    ranks = _ranks(keys)
+    kept = ranks < protocol.limits[-1]
     object_keys = object_images * classes + object_categories
     exhaustive = np.ones(len(kept), np.bool_)
     if protocol.federated:
         absent, partial = _federated(truth, places, classes)
-        kept = kept[np.isin(keys[kept], np.concatenate((absent, object_keys)))]
-        exhaustive = ~np.isin(keys[kept], partial)
-    detections, keys = results.take(kept), keys[kept]
-    alarms = _in_range(_areas(truth, detections), protocol.areas) & exhaustive
+        kept &= np.isin(keys, np.concatenate((absent, object_keys)))
+        exhaustive = ~np.isin(keys, partial)
+    order, keys, ranks, exhaustive = order[kept], keys[kept], ranks[kept], exhaustive[kept]
+    alarms = _in_range(results.areas[order], protocol.areas) & exhaustive
 
-    pairs = list(_pairs(truth, detections, keys, object_keys, crowds))
-    found = np.concatenate([p[0] for p in pairs]) if pairs else np.zeros(0, np.int64)
-    wanted = np.concatenate([p[1] for p in pairs]) if pairs else np.zeros(0, np.int64)
-    ious = np.concatenate([p[2] for p in pairs]) if pairs else np.zeros(0)
-    by_detection = np.lexsort((wanted, found))
-    found, wanted, ious = found[by_detection], wanted[by_detection], ious[by_detection]
+    overlap = _OVERLAPS[protocol.geometry](truth, results, crowds)
+    found, wanted, ious = _pairs(overlap, order, keys, object_keys)
     matched, owner = np.unique(found, return_inverse=True)
     turns = _ranks(keys[matched])  # a group's detections choose one after the other
-    shape = (len(protocol.areas), len(IOU_THRESHOLDS), len(matched))
-    hits, idle = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
-    for area in range(len(protocol.areas)):
-        choice = _choose(owner, turns, wanted, ious, counted[area], crowds)  # [T, S]
-        some = choice >= 0
-        hits[area] = some & (counted[area][choice] if len(objects) else False)
-        idle[area] = some & ~hits[area]
+    choice = _choose(owner, turns, wanted, ious, counted, crowds)  # [A, T, S]
+    some = choice >= 0
+    hits = np.zeros_like(some)
+    for area, real in enumerate(counted if len(objects) else ()):
+        hits[area] = some[area] & real[choice[area]]
     return Matches(
-        detections.images, detections.categories, detections.scores, alarms, matched, hits, idle,
-        object_images, object_categories, counted,
+        results.images[order], results.categories[order], results.scores[order], ranks, alarms, matched, hits,
+        some & ~hits, object_images, object_categories, counted,
     )  # fmt: skip
 
 
 def _choose(
     owner: Integers, turns: Integers, wanted: Integers, ious: Floats, counted: Bools, crowds: Bools
-) -> Integers:
-    """The object of each detection, -1 for none: [T, S].
+) -> NDArray[np.int32]:
+    """The object of each detection, -1 for none: [A, T, S].
 
     Args:
         owner: [P] which of the S detections a pair is of, rising; within it, objects are in the data's order.
         turns: [S] when it chooses.
         wanted: [P] object of a pair.
         ious: [P].
-        counted: [G] whether an object counts.
+        counted: [A, G] whether an object counts.
         crowds: [G]; a crowd may be found again and again.
     """
-    thresholds = np.minimum(IOU_THRESHOLDS, _BELOW_ONE)[:, None]
-    free = np.ones((len(thresholds), len(counted)), np.bool_)
-    choice = np.full((len(thresholds), len(turns)), -1)
+    ranges, steps = len(counted), len(IOU_THRESHOLDS)
+    rows_of = np.repeat(np.arange(ranges), steps)  # the two axes are one here: [A * T]
+    thresholds = np.tile(np.minimum(IOU_THRESHOLDS, _BELOW_ONE), ranges)[:, None]
+    free = np.ones((ranges * steps, counted.shape[1]), np.bool_)
+    choice = np.full((ranges * steps, len(turns)), -1, np.int32)
     by_turn = np.argsort(turns[owner], kind="stable")
     for rows in np.split(by_turn, np.flatnonzero(np.diff(turns[owner][by_turn])) + 1) if len(owner) else ():
         who, objects = owner[rows], wanted[rows]
         firsts = np.flatnonzero(np.diff(who, prepend=-1))
         lengths = np.diff(np.append(firsts, len(who)))
-        fits = (ious[rows] >= thresholds) & (free[:, objects] | crowds[objects])  # [T, P]
-        real = fits & counted[objects]
+        fits = (ious[rows] >= thresholds) & (free[:, objects] | crowds[objects])  # [A * T, P]
+        real = fits & counted[:, objects][rows_of]
         any_real = np.repeat(np.logical_or.reduceat(real, firsts, axis=1), lengths, axis=1)
         value = np.where(np.where(any_real, real, fits), ious[rows], -1.0)
         best = np.repeat(np.maximum.reduceat(value, firsts, axis=1), lengths, axis=1)
         # Of equal ones the last is taken, as cocoeval.py does.
         last = np.maximum.reduceat(np.where((value == best) & (value >= 0), np.arange(len(rows)), -1), firsts, axis=1)
-        chosen = np.where(last >= 0, objects[last], -1)  # [T, detections of this turn]
+        chosen = np.where(last >= 0, objects[last], -1)  # [A * T, detections of this turn]
         choice[:, who[firsts]] = chosen
         at, which = np.nonzero(chosen >= 0)
         free[at, chosen[at, which]] = False
-    return choice
+    return choice.reshape(ranges, steps, -1)
+
+
+Overlap = Callable[[Integers, Integers], Floats]  # IoUs [P] of detections (their numbers) and objects
 
 
 def _pairs(
-    truth: Truth, detections: Results, keys: Integers, object_keys: Integers, crowds: Bools
-) -> Iterator[tuple[Integers, Integers, Floats]]:
-    """(detections, objects, IoUs) that may find each other, group by group."""
-    overlap = _OVERLAPS[truth.protocol.geometry](truth, detections, crowds)
-    order, object_order = np.argsort(keys, kind="stable"), np.argsort(object_keys, kind="stable")
-    groups = np.unique(object_keys)
-    starts, ends = (np.searchsorted(keys[order], groups, side) for side in ("left", "right"))
-    first, last = (np.searchsorted(object_keys[object_order], groups, side) for side in ("left", "right"))
-    for a, b, c, d in zip(starts.tolist(), ends.tolist(), first.tolist(), last.tolist(), strict=True):
-        if a == b:
-            continue
-        who, what = order[a:b], object_order[c:d]
-        ious = overlap(who, what)  # [detections, objects] of the group
-        rows, columns = np.nonzero(ious >= IOU_THRESHOLDS[0])
-        if len(rows):
-            yield who[rows], what[columns], ious[rows, columns]
+    overlap: Overlap, order: Integers, keys: Integers, object_keys: Integers
+) -> tuple[Integers, Integers, Floats]:
+    """[P] detections (places in `order`, rising), objects and IoUs that may find each other."""
+    by_key = np.argsort(object_keys, kind="stable")
+    groups, first, size = np.unique(object_keys[by_key], return_index=True, return_counts=True)
+    if not len(groups):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    group = np.minimum(np.searchsorted(groups, keys), len(groups) - 1)  # [N]
+    some = np.flatnonzero(groups[group] == keys)  # detections whose class their image has
+    group = group[some]
+    ends = np.cumsum(size[group])
+    found = []
+    blocks = np.searchsorted(ends, np.arange(0, ends[-1] if len(ends) else 0, _PAIRS))
+    for start, end in pairwise([*blocks.tolist(), len(some)]):
+        count = size[group[start:end]]
+        who = np.repeat(some[start:end], count)
+        place = np.arange(len(who)) - np.repeat(np.cumsum(count) - count, count)  # among the group's objects
+        what = by_key[np.repeat(first[group[start:end]], count) + place]
+        ious = overlap(order[who], what)
+        near = ious >= IOU_THRESHOLDS[0]
+        found.append((who[near], what[near], ious[near]))
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    who, what, ious = map(np.concatenate, zip(*found, strict=True))
+    return who, what, ious
 
 
-Overlap = Callable[[Integers, Integers], Floats]
-
-
-def _box_overlaps(truth: Truth, detections: Results, crowds: Bools) -> Overlap:
+def _box_overlaps(truth: Truth, results: Results, crowds: Bools) -> Overlap:
+    """maskApi.c (bbIou)."""
     boxes = np.array([o["bbox"] for o in truth.coco["annotations"]], np.float64).reshape(-1, 4)
-    crowded = not truth.protocol.federated and crowds.any()
-    none = np.zeros(len(crowds), np.bool_)
-    return lambda who, what: hotcoco.primitives.bbox_iou(
-        detections.shapes[who], boxes[what], crowds[what] if crowded else none[what]
-    )
-
-
-def _mask_overlaps(truth: Truth, detections: Results, crowds: Bools) -> Overlap:
-    objects, masks = truth.coco["annotations"], detections.masks
+    ends, areas = boxes[:, :2] + boxes[:, 2:], boxes[:, 2] * boxes[:, 3]
     used = np.zeros(len(crowds), np.bool_) if truth.protocol.federated else crowds
-    return lambda who, what: hotcoco.primitives.mask_iou(
-        [masks[i] for i in who], [objects[i]["segmentation"] for i in what], used[what]
-    )
+
+    def overlap(who: Integers, what: Integers) -> Floats:
+        own = results.shapes[who]
+        shared = np.minimum(own[:, :2] + own[:, 2:], ends[what]) - np.maximum(own[:, :2], boxes[what, :2])  # [P, 2]
+        ious = np.zeros(len(who))
+        meet = np.flatnonzero((shared > 0).all(axis=1))
+        both, own_areas = shared[meet, 0] * shared[meet, 1], results.areas[who[meet]]
+        ious[meet] = both / np.where(used[what[meet]], own_areas, own_areas + areas[what[meet]] - both)
+        return ious
+
+    return overlap
 
 
-def _keypoint_overlaps(truth: Truth, detections: Results, crowds: Bools) -> Overlap:
+def _mask_overlaps(truth: Truth, results: Results, crowds: Bools) -> Overlap:
+    objects, masks = truth.coco["annotations"], results.masks
+    used = np.zeros(len(crowds), np.bool_) if truth.protocol.federated else crowds
+
+    def overlap(who: Integers, what: Integers) -> Floats:
+        # Two masks share at most the smaller one: most pairs cannot reach the first threshold, whatever they share.
+        own, other = results.areas[who], truth.pixels[what]
+        most = np.minimum(own, other)
+        near = np.flatnonzero(most >= np.where(used[what], own, np.maximum(own, other)) * IOU_THRESHOLDS[0])
+        near = near[np.argsort(what[near], kind="stable")]
+        ious = np.zeros(len(who))
+        for rows in np.split(near, np.flatnonzero(np.diff(what[near])) + 1) if len(near) else ():
+            number = int(what[rows[0]])
+            some = [masks[i] for i in who[rows].tolist()]
+            ious[rows] = hotcoco.primitives.mask_iou(some, [objects[number]["segmentation"]], used[[number]])[:, 0]
+        return ious
+
+    return overlap
+
+
+def _keypoint_overlaps(truth: Truth, results: Results, crowds: Bools) -> Overlap:
     """OKS, as cocoeval.py (computeOks) has it."""
     objects = truth.coco["annotations"]
     variances = (np.array(truth.sigmas) * 2) ** 2
-    points = detections.shapes.reshape(len(detections.scores), len(variances), 3)
+    points = results.shapes.reshape(len(results.scores), len(variances), 3)
 
     def overlap(who: Integers, what: Integers) -> Floats:
-        similarities = np.empty((len(who), len(what)))
-        for column, number in enumerate(what):
-            thing = objects[number]
+        similarities = np.empty(len(who))
+        for number in np.unique(what):
+            rows = np.flatnonzero(what == number)
+            thing, found = objects[number], points[who[rows], :, :2]
             own = np.reshape(thing["keypoints"], (-1, 3))
             seen = own[:, 2] > 0
             if seen.any():
-                away = points[who, :, :2] - own[:, :2]  # [D, J, 2]
+                away = found - own[:, :2]  # [D, J, 2]
             else:  # how far each keypoint is outside a box of three times the object's
                 low = np.array(thing["bbox"][:2]) - thing["bbox"][2:]
                 high = np.array(thing["bbox"][:2]) + np.array(thing["bbox"][2:]) * 2
-                away = np.maximum(0, low - points[who, :, :2]) + np.maximum(0, points[who, :, :2] - high)
+                away = np.maximum(0, low - found) + np.maximum(0, found - high)
                 seen = ~seen
             errors = (away**2).sum(axis=2) / variances / (thing["area"] + np.spacing(1)) / 2
-            similarities[:, column] = np.exp(-errors[:, seen]).sum(axis=1) / seen.sum()
+            similarities[rows] = np.exp(-errors[:, seen]).sum(axis=1) / seen.sum()
         return similarities
 
     return overlap
@@ -194,16 +225,6 @@ _OVERLAPS: dict[str, Callable[[Truth, Results, Bools], Overlap]] = {
 }
 
 
-def _areas(truth: Truth, detections: Results) -> Floats:
-    """[N] pixels², as cocoeval.py gives them to a detection."""
-    if truth.protocol.geometry == "bbox":
-        return np.asarray(detections.shapes[:, 2] * detections.shapes[:, 3])
-    if truth.protocol.geometry == "segmentation":
-        return np.asarray(hotcoco.mask.area(detections.masks), np.float64) if detections.masks else np.zeros(0)
-    points = detections.shapes.reshape(len(detections.scores), -1, 3)[:, :, :2]
-    return np.asarray(np.ptp(points, axis=1).prod(axis=1)) if len(points) else np.zeros(0)
-
-
 def _in_range(areas: Floats, names: tuple[str, ...]) -> Bools:
     """[A, ...] whether areas lie in each range; both ends belong to it."""
     ranges = [AREA_RANGES[name] for name in names]
@@ -211,10 +232,11 @@ def _in_range(areas: Floats, names: tuple[str, ...]) -> Bools:
 
 
 def _ranks(keys: Integers) -> Integers:
-    """How many equal keys come before each."""
+    """How many equal keys come before each; keys are at least 0."""
     order = np.argsort(keys, kind="stable")
+    new = np.diff(keys[order], prepend=-1) != 0
     ranks = np.empty(len(keys), np.int64)
-    ranks[order] = np.arange(len(keys)) - np.searchsorted(keys[order], keys[order])
+    ranks[order] = np.arange(len(keys)) - np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))
     return ranks
 
 

@@ -52,7 +52,7 @@ def official(predictions: Path, annotations: Path, iou_type: str, capsys: Any) -
     return [float(v) for v in evaluator.stats]
 
 
-@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("engine", ["columns", "hotcoco", "pycocotools"])
 def test_json_has_the_official_numbers_in_their_order(files: tuple[Path, Path], engine: str, capsys: Any) -> None:
     predictions, annotations = files
     expected = official(*files, "bbox", capsys)
@@ -83,7 +83,7 @@ def test_on_cocos_own_files(task: str, iou_type: str, tmp_path: Path, capsys: An
     predictions = tmp_path / "results.json"
     predictions.write_text(json.dumps(results))
     expected = official(predictions, annotations, iou_type, capsys)
-    for engine in ("hotcoco", "pycocotools"):
+    for engine in ("columns", "hotcoco", "pycocotools"):
         words = ("--predictions", predictions, "--annotations", annotations, "--task", task, "--engine", engine)
         content = json.loads(run(*words, "--json").stdout)
         assert content["stats"] == expected and len(expected) == {"mask": 12, "keypoint": 10}[task]
@@ -113,7 +113,10 @@ def test_tables_warnings_and_categories(files: tuple[Path, Path], monkeypatch: p
             "--predictions {p} --annotations {a} --task boxes",
             "--task must be one of box, mask, keypoint, proposal, got",
         ),
-        ("--predictions {p} --annotations {a} --engine c", "--engine must be one of hotcoco, pycocotools, got c"),
+        (
+            "--predictions {p} --annotations {a} --engine c",
+            "--engine must be one of columns, hotcoco, pycocotools, got c",
+        ),
         ("--predictions {p} --annotations {a} --task mask", "lack segmentation, which the mask task needs"),
         ("--predictions {p} --annotations {a} --task keypoint", "needs annotations with keypoints"),
         ("--predictions {p} --annotations {a} --categories unicorn", "the data has no category 'unicorn'"),

@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -288,16 +289,33 @@ def test_many_masks_are_checked_as_one_is() -> None:
     mixed = [code for pair in zip(counts * 4, spoilt, strict=False) for code in pair] + counts
     mixed = [mixed[i] for i in rng.permutation(len(mixed))]
 
-    def valid(code: bytes) -> bool:
+    def area(mask: Any) -> int:
         try:
-            rle.from_segmentation({"size": [height, width], "counts": code}, height, width)
+            code = rle.from_segmentation(mask, height, width)
         except ValueError:
-            return False
-        return True
+            return -1
+        return int(rle.to_mask(code, height, width).sum())
 
-    expected = [valid(code) for code in mixed]
-    assert rle.sound(mixed, [height * width] * len(mixed)).tolist() == expected
-    assert 100 < sum(expected) < len(mixed) - 100
-    assert rle.sound([], []).tolist() == []
-    assert rle.sound([b"", b""], [2000, 2000]).tolist() == [False, False]
-    assert rle.sound([b"~"], [2000]).tolist() == [False]
+    masks = [{"size": [height, width], "counts": code.decode("latin-1")} for code in mixed]
+    expected = [area(mask) for mask in masks]
+    good = [mask for mask, pixels in zip(masks, expected, strict=True) if pixels >= 0]
+    assert 100 < len(good) < len(mixed) - 100
+
+    def areas(some: list[Any]) -> list[int]:
+        return rle.areas(some, np.full(len(some), height * width)).tolist()
+
+    assert areas(masks) == expected
+    for mask, pixels in zip(masks, expected, strict=True):  # each alone, and in good company
+        assert areas([mask]) == [pixels]
+        assert areas([good[0], mask, good[-1]])[1] == pixels
+    assert areas(good) == [pixels for pixels in expected if pixels >= 0] and -1 not in areas(good)
+    assert areas([]) == []
+
+
+def test_sound_masks_of_many_sizes_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    images = [rng.random((h, w)) < share for h, w in ((1, 1), (7, 9), (900, 1300)) for share in (0, 0.002, 0.5, 1)]
+    masks = [{"size": list(image.shape), "counts": rle.from_mask(image).decode()} for image in images]
+    monkeypatch.setattr(rle, "_area", None)
+    found = rle.areas(masks, np.array([image.size for image in images]))
+    assert found.tolist() == [image.sum() for image in images]

@@ -106,7 +106,7 @@ def test_an_empty_list_scores_zero_and_says_so() -> None:
 
 def test_polygons_of_annotations_and_results_are_masks() -> None:
     result = {**GOOD, "segmentation": TRUTH["annotations"][0]["segmentation"]}
-    for engine in ("hotcoco", "pycocotools"):
+    for engine in ("columns", "hotcoco", "pycocotools"):
         assert evaluate_coco(TRUTH, [result], "mask", engine).stats["AP"] == pytest.approx(1)  # type: ignore[arg-type]
 
 

@@ -164,7 +164,7 @@ def test_coco_files_are_no_lvis_and_pycocotools_does_not_know_it() -> None:
     truth, results = federated(0)
     plain = {**truth, "categories": [{k: c[k] for k in ("id", "name")} for c in truth["categories"]]}
     assert style_of(plain) == "coco"
-    with pytest.raises(UserError, match="needs engine hotcoco, got pycocotools"):
+    with pytest.raises(UserError, match="needs engine columns or hotcoco, got pycocotools"):
         evaluate_coco(truth, results, "box", "pycocotools", "lvis")
     with pytest.raises(UserError, match="LVIS has no keypoint task"):
         evaluate_coco(truth, results, "keypoint", style="lvis")
