@@ -184,9 +184,9 @@ def compress_many(runs: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[byt
 
 
 def areas(masks: Sequence[dict[str, Any]], pixels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pixels of N RLEs with compressed counts (str), of images of so many; -1 where from_segmentation refuses it.
+    """Pixels of N RLEs with compressed counts, of images of so many; -1 where from_segmentation refuses it.
 
-    (One by one it takes longer than scoring the masks.)
+    (One by one it takes longer than scoring the masks.) Raises TypeError where counts are no str.
     """
     found = np.empty(len(masks), dtype=np.int64)
     for start in range(0, len(masks), _MANY):

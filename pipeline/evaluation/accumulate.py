@@ -33,41 +33,43 @@ def precision_recall(matches: Matches, protocol: Protocol, classes: int) -> tupl
         at = matches.matched[some] - bounds[k]  # [E] which of the N
         hits, idle = matches.hits[areas, :, some], matches.idle[areas, :, some]  # [A, T, E]
         alarms, ranks = matches.alarms[areas, of_class], matches.ranks[of_class]
+        needed = _hits_needed(objects[areas, k], len(at))
         for m, limit in enumerate(protocol.limits):
-            within = ranks < limit  # [N]
-            counted = alarms & within  # [A, N]
-            found = within[at]  # [E]
-            right = np.cumsum(hits & found, axis=2, dtype=np.int32)
+            if m and ranks.max(initial=0) < protocol.limits[m - 1]:  # none is beyond the last limit
+                precision[:, :, k, :, m], recall[:, k, :, m] = precision[:, :, k, :, m - 1], recall[:, k, :, m - 1]
+                continue
+            counted = alarms & (ranks < limit)  # [A, N]
+            own = hits & (ranks[at] < limit)
+            right = np.cumsum(own, axis=2, dtype=np.int32)
             # All that count, less those that find something after all.
-            wrong = np.cumsum(counted, axis=1, dtype=np.int32)[:, None, at] - np.cumsum(
-                (hits | idle) & counted[:, None, at], axis=2, dtype=np.int32
-            )
-            values, reached = _interpolated(hits & found, right, wrong, objects[areas, k])
-            precision[:, :, k, areas, m] = np.moveaxis(values, 0, 2)
-            recall[:, k, areas, m] = reached.T
+            wrong = np.cumsum(counted, axis=1, dtype=np.int32)[:, None, at]
+            wrong = wrong - np.cumsum((hits | idle) & counted[:, None, at], axis=2, dtype=np.int32)
+            precision[:, :, k, areas, m] = _interpolated(own, right, wrong, needed).transpose(1, 2, 0)
+            recall[:, k, areas, m] = (right[:, :, -1].T if len(at) else 0) / objects[areas, k]
     return precision, recall
 
 
+def _hits_needed(objects: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """[A, R] hits that each recall threshold takes, from 1 to `most` + 1 (what it takes is not there), less 1."""
+    hits = np.arange(most + 1)
+    needed = [np.searchsorted(hits / total, RECALL_THRESHOLDS) for total in objects.tolist()]
+    return np.minimum(np.maximum(needed, 1) - 1, most)
+
+
 def _interpolated(
-    hits: NDArray[np.bool_], right: NDArray[np.int32], wrong: NDArray[np.int32], objects: NDArray[np.int64]
-) -> tuple[Floats, Floats]:
-    """Precision at each recall threshold [A, T, R], and the recall that is reached [A, T].
+    hits: NDArray[np.bool_], right: NDArray[np.int32], wrong: NDArray[np.int32], needed: NDArray[np.int64]
+) -> Floats:
+    """Precision at each recall threshold: [A, T, R].
 
     Args:
         hits: [A, T, E].
         right: [A, T, E] hits up to and with each event.
         wrong: [A, T, E] false alarms before it.
-        objects: [A] to find, at least 1.
+        needed: [A, R], see _hits_needed.
     """
-    count = hits.shape[2]
     best = np.where(hits, right / (wrong + right + _EPS), 0.0)
     best = np.maximum.accumulate(best[:, :, ::-1], axis=2)[:, :, ::-1]
-    by_hits = np.zeros((*hits.shape[:2], count + 1))  # precision at the first, second, ... hit; then 0
+    by_hits = np.zeros((*hits.shape[:2], hits.shape[2] + 1))  # precision at the first, second, ... hit; then 0
     area, threshold, event = np.nonzero(hits)
     by_hits[area, threshold, right[area, threshold, event] - 1] = best[area, threshold, event]
-    values = np.empty((*hits.shape[:2], len(RECALL_THRESHOLDS)))
-    for row, total in enumerate(objects.tolist()):
-        needed = np.searchsorted(np.arange(count + 1) / total, RECALL_THRESHOLDS)  # [R] hits
-        values[row] = by_hits[row][:, np.clip(needed - 1, 0, count)]
-    last = right[:, :, -1] if count else np.zeros(hits.shape[:2], np.int32)
-    return values, last / objects[:, None]
+    return np.take_along_axis(by_hits, needed[:, None], axis=2)

@@ -1,7 +1,6 @@
 """COCO average precision of boxes, masks or keypoints, LVIS's of federated data, and recall of proposals.
 
-By our own arithmetic on columns, by a compiled engine (hotcoco) or by pycocotools, with equal numbers. Shape legend: see
-protocols.py.
+By our own arithmetic on columns, by hotcoco or by pycocotools, with equal numbers. Shape legend: see protocols.py.
 """
 
 import contextlib
@@ -20,6 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline.config import Engine
+from pipeline.data.coco_json import collector_paused
 from pipeline.errors import UserError
 from pipeline.evaluation.accumulate import precision_recall
 from pipeline.evaluation.bootstrap import Spread, check_bootstrap, draw, resample, spread_of
@@ -120,8 +120,9 @@ def prepare(
     categories: Sequence[str] | None = None,
 ) -> Prepared:
     """Check what `evaluate_coco` is to score; its arguments. Raises UserError."""
-    truth = check_truth(ground_truth, task, style, categories)
-    checked, warnings = check_results(results, truth)
+    with collector_paused():
+        truth = check_truth(ground_truth, task, style, categories)
+        checked, warnings = check_results(results, truth)
     return Prepared(truth, checked, tuple(warnings))
 
 

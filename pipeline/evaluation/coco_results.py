@@ -163,8 +163,6 @@ def _all_at_once(source: Sequence[Any], truth: Truth) -> Results | None:
             sizes = [list(truth.sizes[i]) for i in truth.image_ids]
             if list(map(itemgetter("size"), shapes)) != list(map(sizes.__getitem__, images.tolist())):
                 return None
-            if set(map(type, map(itemgetter("counts"), shapes))) - {str}:
-                return None
             masks = shapes
             numbers = np.zeros((len(source), 0))
         else:
@@ -178,11 +176,10 @@ def _all_at_once(source: Sequence[Any], truth: Truth) -> Results | None:
             if protocol.geometry == "bbox" and (numbers[:, 2:] < 0).any():
                 return None
         values = np.fromiter(scores, np.float64, len(source))
+        areas = _areas(truth, images, numbers, masks)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return None
-    if not np.isfinite(values).all():
-        return None
-    return Results(images, categories, values, numbers, masks, _areas(truth, images, numbers, masks))
+    return Results(images, categories, values, numbers, masks, areas) if np.isfinite(values).all() else None
 
 
 def _areas(
@@ -194,8 +191,8 @@ def _areas(
     if truth.protocol.geometry == "segmentation":
         pixels = np.array([truth.sizes[i] for i in truth.image_ids], np.int64).prod(axis=1)
         return rle.areas(masks, pixels[images]).astype(np.float64)
-    points = shapes.reshape(len(shapes), -1, 3)[:, :, :2]
-    return np.asarray(np.ptp(points, axis=1).prod(axis=1)) if len(points) else np.zeros(0)
+    xs, ys = shapes[:, 0::3], shapes[:, 1::3]
+    return np.asarray(np.ptp(xs, axis=1) * np.ptp(ys, axis=1))
 
 
 def _places(ids: Iterable[Any], known: Sequence[int], count: int) -> NDArray[np.int64]:

@@ -182,10 +182,12 @@ def _mask_overlaps(truth: Truth, results: Results, crowds: Bools) -> Overlap:
         near = np.flatnonzero(most >= np.where(used[what], own, np.maximum(own, other)) * IOU_THRESHOLDS[0])
         near = near[np.argsort(what[near], kind="stable")]
         ious = np.zeros(len(who))
-        for rows in np.split(near, np.flatnonzero(np.diff(what[near])) + 1) if len(near) else ():
-            number = int(what[rows[0]])
-            some = [masks[i] for i in who[rows].tolist()]
-            ious[rows] = hotcoco.primitives.mask_iou(some, [objects[number]["segmentation"]], used[[number]])[:, 0]
+        found, crowd, some = ious[near], used.tolist(), list(map(masks.__getitem__, who[near].tolist()))
+        numbers, firsts = np.unique(what[near], return_index=True)
+        for number, (start, end) in zip(numbers.tolist(), pairwise([*firsts.tolist(), len(near)]), strict=True):
+            mask = objects[number]["segmentation"]
+            found[start:end] = hotcoco.primitives.mask_iou(some[start:end], [mask], [crowd[number]])[:, 0]
+        ious[near] = found
         return ious
 
     return overlap
