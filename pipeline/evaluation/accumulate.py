@@ -50,10 +50,10 @@ def precision_recall(matches: Matches, protocol: Protocol, classes: int) -> tupl
 
 
 def _hits_needed(objects: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """[A, R] hits that each recall threshold takes, from 1 to `most` + 1 (what it takes is not there), less 1."""
+    """[A, R] hits that each recall threshold takes, less the first one; `most` where there are not so many."""
     hits = np.arange(most + 1)
     needed = [np.searchsorted(hits / total, RECALL_THRESHOLDS) for total in objects.tolist()]
-    return np.minimum(np.maximum(needed, 1) - 1, most)
+    return np.clip(np.array(needed, np.int64) - 1, 0, most)
 
 
 def _interpolated(

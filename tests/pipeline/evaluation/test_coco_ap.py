@@ -8,7 +8,7 @@ from official import official
 from pycocotools import mask as coco_mask
 
 from pipeline.config import Engine
-from pipeline.evaluation import coco_ap
+from pipeline.evaluation import coco_ap, matches
 from pipeline.evaluation.coco_ap import CocoAp, evaluate_coco
 from pipeline.evaluation.protocols import STAT_NAMES
 
@@ -243,3 +243,27 @@ def test_equal_class_names_stay_apart() -> None:
     truth, results = tiny()
     truth["categories"][1]["name"] = "cat"
     assert list(evaluate_coco(truth, results, "box").per_class) == ["cat (4)", "cat (6)"]
+
+
+@pytest.mark.parametrize("task", ["box", "mask"])
+@pytest.mark.parametrize("seed", range(3))
+def test_columns_in_small_blocks_with_empty_shapes_among_the_objects(
+    task: Any, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, results = random_data(20 + seed, crowd=0.4)
+    rng = np.random.default_rng(seed)
+    for rows in (truth["annotations"][::3], results[::4]):
+        for row in rows:
+            row["bbox"] = [*row["bbox"][:2], 0.0, 0.0]
+            row["segmentation"] = rle(row["bbox"], rng)
+            if "area" in row:
+                row["area"] = 0.0
+    for found in results[1::3]:  # the object itself, or half of it: IoUs of 1 and of a half
+        target = truth["annotations"][int(rng.integers(len(truth["annotations"])))]
+        box = [*target["bbox"][:2], target["bbox"][2] / int(rng.integers(1, 3)), target["bbox"][3]]
+        found |= {key: target[key] for key in ("image_id", "category_id", "segmentation")} | {"bbox": box}
+    monkeypatch.setattr(matches, "_PAIRS", 5)
+    ap = evaluate_coco(truth, results, task, "columns")
+    stats, precision, recall = official(truth, results, IOU_TYPES[task])
+    assert np.array_equal(ap.precision, precision) and np.array_equal(ap.recall, recall)
+    assert np.array_equal(stats_array(ap), stats) and stats[0] > 0.02
