@@ -83,8 +83,9 @@ def show_jobs(address: str) -> None:
         out.print("no jobs were submitted to this cluster")
         return
     table = Table(box=None, pad_edge=False)
-    for head in ("job", "status", "started", "exit", "command"):
-        table.add_column(head, overflow="fold")
+    for head in ("job", "status", "started", "exit"):
+        table.add_column(head, no_wrap=True)  # an id is there to be copied
+    table.add_column("command", overflow="fold")
     for entry in sorted(jobs, key=lambda entry: entry.start_time or 0, reverse=True):
         started = f"{datetime.fromtimestamp(entry.start_time / 1000):%Y-%m-%d %H:%M:%S}" if entry.start_time else "-"
         code = "-" if entry.driver_exit_code is None else str(entry.driver_exit_code)

@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 LIMIT_MB = 100.0
 _NEVER = {".git", ".venv", "__pycache__", ".env"}  # .env: secrets go by name
 _SAME_TIME = (1980, 1, 1, 0, 0, 0)  # the same files are the same bytes, which Ray does not upload again
+_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 _NAMED = 5
 
 
@@ -55,7 +56,9 @@ def list_package(root: Path, limit_mb: float = LIMIT_MB) -> Package:
             sizes[name] = path.stat().st_size
     package = Package(root, sizes, tuple(left_out))
     if not sizes:
-        raise PackageError(f"there is nothing to pack in {root}; go to the directory of your code and configs")
+        raise PackageError(
+            f"there is nothing to pack in {root}, or .gitignore names all; give the directory of your code and configs"
+        )
     if package.bytes > limit_mb * 1e6:
         large = ", ".join(f"{name} {megabytes(size)}" for name, size in largest(sizes))
         raise PackageError(
@@ -105,7 +108,8 @@ def megabytes(size_bytes: int) -> str:
 def _kept_by_git(root: Path) -> list[str]:
     """Relative paths; those of a repository's index and those that it does not ignore."""
     with tempfile.TemporaryDirectory(prefix="maskrcnn-git-") as scratch:
-        environment = dict(os.environ)
+        # In a git hook these name a repository, whatever the directory.
+        environment = {name: value for name, value in os.environ.items() if name not in _HOOK}
         if _git(["rev-parse", "--is-inside-work-tree"], root, environment, needed=False).strip() != b"true":
             repository = Path(scratch) / "git"
             environment |= {"GIT_DIR": str(repository), "GIT_WORK_TREE": str(root)}
@@ -119,7 +123,7 @@ def _git(words: list[str], root: Path, environment: dict[str, str], needed: bool
         done = subprocess.run(["git", *words], cwd=root, env=environment, capture_output=True, check=False)
     except FileNotFoundError as error:
         if not root.is_dir():
-            raise PackageError(f"{root} is no directory; go to the directory of your code and configs") from error
+            raise PackageError(f"{root} is no directory; give the directory of your code and configs") from error
         raise PackageError("git is what reads .gitignore, and it is not installed; install git") from error
     if needed and done.returncode:
         raise PackageError(f"git cannot list {root}: {done.stderr.decode(errors='replace').strip()}")
