@@ -1,6 +1,7 @@
 """The way to a cluster's jobs: its address and token, and errors that say which of both is wrong."""
 
 import json
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -29,6 +30,8 @@ def connect(address: str) -> JobSubmissionClient:
     token = find_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     _expect_dashboard(url, headers)
+    for name in ("dashboard_sdk", "job.sdk"):  # they report each upload and each end of a log
+        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
     with _without_ray_addresses(), explained(url):
         return JobSubmissionClient(url, headers=headers)
 
