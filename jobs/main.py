@@ -1,6 +1,6 @@
 """The `maskrcnn` command: one verb a file beside this one, imported only when it is used.
 
-Groups of verbs: shard_formats.py, benchmarks.py. Those that train: training_verbs.py.
+Groups of verbs: shard_formats.py, benchmarks.py, cluster_jobs.py. Those that train: training_verbs.py.
 
     maskrcnn shard shapes --out data/shapes
     maskrcnn train configs/shapes/quickstart.yaml train.steps=200
@@ -18,7 +18,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from jobs import benchmarks, shard_formats, training_verbs
+from jobs import benchmarks, cluster_jobs, shard_formats, training_verbs
 from jobs.arguments import Overrides
 from jobs.console import err, out
 from pipeline.errors import UserError
@@ -47,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(shard_formats.app, name="shard")
 app.add_typer(benchmarks.app, name="benchmark")
+app.add_typer(cluster_jobs.app, name="jobs")
 
 
 def _print_version(wanted: bool) -> None:
@@ -110,7 +111,7 @@ def inspect(
     run(shards, sample=sample, stats=stats, augment=augment, overrides=overrides or [], out_path=out_path)
 
 
-for verb in (training_verbs.train, training_verbs.transfer, training_verbs.finetune):
+for verb in (training_verbs.train, training_verbs.transfer, training_verbs.finetune, cluster_jobs.submit):
     app.command()(verb)
 
 

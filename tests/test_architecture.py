@@ -24,6 +24,7 @@ ROOMS = {
         "pipeline/training/",
         "pipeline/evaluation/",
         "pipeline/search/",
+        "pipeline/submission/",
         "jobs/",
     ),
     "mlflow": ("pipeline/tracking/",),

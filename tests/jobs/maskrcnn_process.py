@@ -24,14 +24,16 @@ has_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="f
 class Maskrcnn:
     """One started command. As a context manager it ends what is left of it."""
 
-    def __init__(self, *words: str | Path, cwd: Path) -> None:
+    def __init__(
+        self, *words: str | Path, cwd: Path, program: str = "maskrcnn", environment: dict[str, str] | None = None
+    ) -> None:
         self.mark = uuid.uuid4().hex
         self.ray = tempfile.mkdtemp(prefix="mr-")  # short: it holds sockets, whose paths may have 107 characters
-        environment = os.environ | {_MARK: self.mark, "RAY_TMPDIR": self.ray, "COLUMNS": "120", "PYTHONUNBUFFERED": "1"}
+        ours = {_MARK: self.mark, "RAY_TMPDIR": self.ray, "COLUMNS": "120", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | ours | (environment or {})
         environment.pop("RAY_ADDRESS", None)
         self._files = [tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")]  # noqa: SIM115 - closed in close()
-        program = Path(sys.executable).with_name("maskrcnn")
-        command = [str(word) for word in (program, *words)]
+        command = [str(word) for word in (Path(sys.executable).with_name(program), *words)]
         out, err = self._files
         self.process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True
