@@ -35,6 +35,7 @@ BoxLoss = Literal["smooth_l1", "giou"]
 MaskHeadName = Literal["fcn", "mlp"]
 NMS = Literal["hard", "soft_linear", "soft_gaussian"]
 Normaliser = Literal["budget", "sampled"]
+NewRows = Literal["normal", "initial"]
 
 
 class Limit(NamedTuple):

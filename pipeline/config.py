@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from model.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Limit, ModelConfig, Section
-from model.weights.transfer import NewRows
+from model.config import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Limit, ModelConfig, NewRows, Section
 
 Precision = Literal["bf16", "float32"]
 Engine = Literal["columns", "hotcoco", "pycocotools"]

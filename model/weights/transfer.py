@@ -7,14 +7,11 @@ a state dict out.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-
-NewRows = Literal["normal", "initial"]
+from model.config import ModelConfig, NewRows
 
 # What weights mean, though their shapes need not tell: of the trunk, and of heads, which can learn another meaning.
 TRUNK_MEANINGS = (
