@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -88,9 +89,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with start(HEAD, agents[0], "--head", f"--port={gcs}", *place) as head:
         cluster = Cluster(f"http://127.0.0.1:{dashboard}", head, token)
         head.wait_until(lambda: listens(int(gcs)), 120)
-        with start(SECOND, agents[1], f"--address={HEAD}:{gcs}") as second:
+        # A directory of its own, as on another machine: a node unpacks a job's files anew where they lie already, and
+        # the job stands in them.
+        own = tempfile.mkdtemp(prefix="mr-")
+        with start(SECOND, agents[1], f"--address={HEAD}:{gcs}", f"--temp-dir={own}") as second:
             second.wait_until(lambda: cluster.nodes() == 2, 120)
             yield cluster
+    shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.fixture
