@@ -7,8 +7,7 @@ from jobs.console import err, out
 from jobs.shard import shard_shapes, shard_streets
 from jobs.tune import continue_plan, run_plan
 from pipeline.errors import UserError
-from pipeline.ray_cluster import start_ray
-from pipeline.search.budget import nodes
+from pipeline.ray_cluster import node_resources, start_ray
 from pipeline.search.candidates import Listed
 from pipeline.search.paper import SEEDS, TINY_PX, Budget, budget_config, runnable
 from pipeline.search.paper_table import cells, shown, write_files
@@ -50,7 +49,7 @@ def paper(
     ]
     with err.status("starting Ray"):
         start_ray(plan.config.cluster, dashboard=True)
-    resources = plan_budget(plan, nodes(), configs, len(chosen))
+    resources = plan_budget(plan, node_resources(), configs, len(chosen))
     write_plan(plan)
     write_candidates(plan.directory, chosen)
     for row, reason in left.items():

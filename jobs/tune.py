@@ -10,8 +10,8 @@ from jobs.search_display import search_display
 from pipeline.configure import to_dict, to_yaml
 from pipeline.errors import UserError
 from pipeline.evaluation.tables import percent
-from pipeline.ray_cluster import start_ray
-from pipeline.search.budget import Budget, nodes
+from pipeline.ray_cluster import node_resources, start_ray
+from pipeline.search.budget import Budget
 from pipeline.search.candidates import Listed, Source, Tpe, check_tpe, listed
 from pipeline.search.plan import Plan, alone, new_plan, plan_budget, read_plan, write_plan
 from pipeline.search.plots import cost_plot, importance_plot, parallel_coordinates
@@ -40,7 +40,7 @@ def tune(path: Path, overrides: Sequence[str]) -> None:
         probes, total = [candidate.config for candidate in candidates], len(candidates)
     with err.status("starting Ray"):
         start_ray(plan.config.cluster, dashboard=True)
-    budget = plan_budget(plan, nodes(), probes, total)  # too small a cluster leaves nothing behind
+    budget = plan_budget(plan, node_resources(), probes, total)  # too small a cluster leaves nothing behind
     write_plan(plan)
     write_candidates(plan.directory, candidates)
     source: Source = Tpe(search) if asked.tune.search == "tpe" else Listed(candidates)
@@ -76,7 +76,7 @@ def continue_plan(plan: Plan) -> list[Trial]:
     with err.status("starting Ray"):
         start_ray(plan.config.cluster, dashboard=True)
     probes = [trial.candidate.config for trial in trials] or [plan.config]
-    return run_plan(plan, source, plan_budget(plan, nodes(), probes, total), total)
+    return run_plan(plan, source, plan_budget(plan, node_resources(), probes, total), total)
 
 
 def run_plan(plan: Plan, source: Source, budget: Budget, total: int) -> list[Trial]:

@@ -56,6 +56,11 @@ def start_ray(config: ClusterConfig, dashboard: bool = False) -> None:
         ) from error
 
 
+def node_resources() -> list[dict[str, float]]:
+    """What each node of the running cluster has: "CPU", "GPU" and more."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))

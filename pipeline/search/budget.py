@@ -8,8 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import ray
-
 from pipeline.config import ClusterConfig, Decode, DuringTrainingConfig
 from pipeline.ray_cluster import ClusterError
 from pipeline.training.cluster import Layout, plan_evaluation, plan_workers
@@ -30,11 +28,6 @@ class Budget:
     def __str__(self) -> str:
         at_once = f"{self.concurrent} trial{'s' if self.concurrent > 1 else ''} at once"
         return f"{at_once}, each {self.workers}, and {self.evaluators} to evaluate"
-
-
-def nodes() -> list[Resources]:
-    """Of the running cluster."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def plan_trials(

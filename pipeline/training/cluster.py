@@ -1,6 +1,6 @@
 """Our configuration as Ray objects: the cluster, the workers and what each may use."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
 from pipeline import config as ours
-from pipeline.ray_cluster import ClusterError
+from pipeline.ray_cluster import ClusterError, node_resources
 
 SCORE = "score"  # of a checkpoint, in what workers and the evaluation report to Ray Train
 MOST_CPU_WORKERS = 8  # without GPUs; more than that is a cluster's choice
@@ -63,12 +63,13 @@ def plan_workers(
     many the workers take.
 
     By default one worker a GPU, or without GPUs one a CPU (at most 8, and so many that the batch divides). CPUs are
-    shared out among the workers, whose threads decode; reading shards claims none.
+    shared out among the workers, whose threads decode, as far as nodes are large enough; reading shards claims none.
 
     Raises:
-        ClusterError: the batch does not divide, or the cluster is too small.
+        ClusterError: the batch does not divide, or the cluster or its nodes are too small.
     """
-    total = ray.cluster_resources() if share is None else share
+    nodes = node_resources() if share is None else ()
+    total = {k: sum(node.get(k, 0.0) for node in nodes) for k in ("CPU", "GPU")} if share is None else share
     cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     if beside is not None:
         taken_cpus, taken_gpus = beside.workers * beside.cpus, beside.workers * beside.gpus
@@ -97,12 +98,21 @@ def plan_workers(
             f"has {gpus:g}; lower cluster.workers, or set cluster.gpus_per_worker=0 to train on CPUs"
         )
     equal = (cpus if decode == "worker" else cpus / 2) / workers
-    whole = float(int(equal)) if equal >= 1 else equal  # Ray takes whole CPUs, or a fraction of one
-    each = whole if config.cpus_per_worker is None else config.cpus_per_worker
+    each = _whole(equal) if config.cpus_per_worker is None else config.cpus_per_worker
+    if config.cpus_per_worker is None and nodes:  # a worker lies on one node
+        sizes = {_whole(node.get("CPU", 0.0) / count) for node in nodes for count in range(1, workers + 1)}
+        fitting = (size for size in sizes if 0 < size <= each and _places(nodes, size, gpus_per_worker) >= workers)
+        each = max(fitting, default=each)
     if each <= 0 or workers * each > cpus + 1e-6:  # the tolerance is float64's: shares add up to the whole
         raise ClusterError(
             f"{workers} workers with {each:g} CPU each need {workers * each:g} CPUs, the cluster has {cpus:g}; "
             "lower cluster.workers or cluster.cpus_per_worker"
+        )
+    if nodes and _places(nodes, each, gpus_per_worker) < workers:
+        have = ", ".join(f"{node.get('CPU', 0.0):g} CPUs and {node.get('GPU', 0.0):g} GPUs" for node in nodes)
+        raise ClusterError(
+            f"{workers} workers with {each:g} CPU and {gpus_per_worker:g} GPU each have no place: a worker lies on one "
+            f"node, and they have {have}; lower cluster.workers, cluster.cpus_per_worker or cluster.gpus_per_worker"
         )
     if decode == "worker":
         return Layout(workers, gpus_per_worker, each)
@@ -113,6 +123,17 @@ def plan_workers(
             f"claim all {cpus:g}; lower cluster.cpus_per_worker, or set data.decode=worker"
         )
     return Layout(workers, gpus_per_worker, each, left)
+
+
+def _whole(cpus: float) -> float:
+    """Ray takes whole CPUs, or a fraction of one."""
+    return float(int(cpus)) if cpus >= 1 else cpus
+
+
+def _places(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """How many workers that take so much have room on these nodes."""
+    needs = {kind: amount for kind, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+    return sum(min(int(node.get(kind, 0.0) / need + 1e-6) for kind, need in needs.items()) for node in nodes)
 
 
 def scaling_config(layout: Layout) -> ScalingConfig:

@@ -26,6 +26,7 @@ from model.config import ModelConfig
 from model.mask_rcnn import MaskRCNN
 from model.types import Batch, Targets
 from pipeline.config import RunConfig
+from pipeline.configure import to_yaml
 from pipeline.variants import Row, Table, load_table, row_config, row_model
 
 PAPER = Path(__file__).parents[2] / "configs/paper"
@@ -155,7 +156,7 @@ def test_one_model_has_one_number() -> None:
     for t, row, config in VARIANTS:
         for column, number in zip(t.columns, row.paper or (), strict=True):
             if number is not None:
-                run = (t.data, row.start or t.start, config, column.metric, column.split)
+                run = (t.data, row.start or t.start, to_yaml(config), column.metric, column.split)
                 numbers.setdefault(run, set()).add(number)
     assert sum(map(len, numbers.values())) > 100
     repeated = {run: found for run, found in numbers.items() if len(found) > 1}

@@ -135,10 +135,9 @@ def test_the_command_takes_them(tiny: TinyCoco, tmp_path: Path, capsys: Any) -> 
     tiny.read()
     file = write(tmp_path / "p.json", GOOD)
     out = str(tmp_path / "out")
+    reading = {"keypoints": None, "boxes_only": False, "classes": None, "strict": False}
     writing = {"overwrite": False, "workers": 1, "rows_per_shard": None}
-    shard_coco(
-        tiny.json, str(tiny.images), out, keypoints=None, boxes_only=False, proposals=[file], strict=False, **writing
-    )  # type: ignore[typeddict-item]
+    shard_coco(tiny.json, str(tiny.images), out, proposals=[file], **reading, **writing)  # type: ignore[arg-type]
     assert "proposals" in capsys.readouterr().out and load_manifest(out).counts["proposals"] == 4
 
 

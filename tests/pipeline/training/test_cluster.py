@@ -17,9 +17,40 @@ from pipeline.training.cluster import (
 
 
 def plan(config: ClusterConfig, batch: int, cpus: float, gpus: float = 0) -> Layout:
+    return plan_on([(cpus, gpus)], config, batch)
+
+
+def plan_on(nodes: list[tuple[float, float]], config: ClusterConfig, batch: int) -> Layout:
+    """On nodes of so many CPUs and GPUs."""
+    found = [{"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})} for cpus, gpus in nodes]
+    gone = {"Alive": False, "Resources": {"CPU": 1e3, "GPU": 1e3}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})})
+        patch.setattr(ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in found)])
         return plan_workers(config, batch)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "config", "expected"),
+    [
+        ([(1, 0), (1, 0)], ClusterConfig(workers=1), Layout(1, 0.0, 1.0)),  # a worker lies on one node
+        ([(8, 0), (8, 0)], ClusterConfig(workers=1), Layout(1, 0.0, 8.0)),
+        ([(8, 0), (3, 0)], ClusterConfig(workers=2), Layout(2, 0.0, 4.0)),  # both on the larger one
+        ([(8, 0), (6, 0)], ClusterConfig(workers=2), Layout(2, 0.0, 6.0)),
+        ([(1, 0), (1, 0), (1, 0)], ClusterConfig(workers=4), Layout(4, 0.0, 0.5)),
+        ([(4, 0), (8, 1)], ClusterConfig(), Layout(1, 1.0, 8.0)),  # a head without a GPU
+        ([(16, 0), (8, 4), (8, 4)], ClusterConfig(), Layout(8, 1.0, 2.0)),
+    ],
+)
+def test_workers_have_room_on_nodes(nodes: list[tuple[float, float]], config: ClusterConfig, expected: Layout) -> None:
+    assert plan_on(nodes, config, 8) == expected
+
+
+def test_workers_that_no_node_has_room_for() -> None:
+    """Ray would wait for ever."""
+    with pytest.raises(ClusterError, match="1 workers with 2 CPU and 0 GPU each have no place"):
+        plan_on([(1, 0), (1, 0)], ClusterConfig(workers=1, cpus_per_worker=2.0), 8)
+    with pytest.raises(ClusterError, match="2 GPU each have no place"):
+        plan_on([(8, 1), (8, 1)], ClusterConfig(workers=1, gpus_per_worker=2.0), 8)
 
 
 @pytest.mark.parametrize(
