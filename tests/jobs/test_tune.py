@@ -21,7 +21,7 @@ from pipeline.tracking.mlflow_store import default_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), has_proc]
 
-STEPS, EVERY = 84, 24
+STEPS, EVERY = 180, 24  # so many that it still trains when the first evaluation is done
 CONFIG = f"""
 model:
   trunk: {{body: resnet18, norm: bn, freeze_stages: 0, fpn_channels: 32}}
@@ -36,7 +36,7 @@ model:
   box: {{hidden: 32, layers: 1, score_threshold: 0.0, detections_per_image: 100}}
   mask: null
 data: {{train_sizes_px: [64], train_max_size_px: 128, test_size_px: 64, test_max_size_px: 128, task_rows: 8}}
-optim: {{lr: 0.01, lr_batch_images: 4, warmup_steps: 2, milestones: [72], clip_norm: 10.0}}
+optim: {{lr: 0.01, lr_batch_images: 4, warmup_steps: 2, milestones: [150], clip_norm: 10.0}}
 train:
   steps: {STEPS}
   batch_images: 4
