@@ -229,7 +229,7 @@ def test_actors_predict_each_chosen_image_once_and_as_the_model_in_hand(
 
 @pytest.mark.slow
 def test_what_a_killed_worker_had_in_hand_is_done_by_another_once_or_named(
-    local_ray: None,
+    ray_to_spoil: None,
     monkeypatch: pytest.MonkeyPatch,
     checkpoint: Path,
     shapes: Path,
@@ -238,7 +238,10 @@ def test_what_a_killed_worker_had_in_hand_is_done_by_another_once_or_named(
     records: list[Record],
     tmp_path: Path,
 ) -> None:
-    """A worker is killed by SIGKILL in the middle of the second batch, once; then it is killed at each of its tries."""
+    """A worker is killed by SIGKILL in the middle of the second batch, once; then it is killed at each of its tries.
+
+    Ray Data keeps the actor of a data set that failed, and its CPU, while the error is held: hence `ray_to_spoil`.
+    """
     chosen = choose_rows(load_index(shapes / "val"), None)["sample_id"].to_pylist()
     batches = [chosen[start : start + 3] for start in range(0, len(chosen), 3)]
     marks = tmp_path / "kills"
