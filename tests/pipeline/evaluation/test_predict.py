@@ -240,7 +240,7 @@ def test_what_a_killed_worker_had_in_hand_is_done_by_another_once_or_named(
 ) -> None:
     """A worker is killed by SIGKILL in the middle of the second batch, once; then it is killed at each of its tries.
 
-    Ray Data keeps the actor of a data set that failed, and its CPU, while the error is held: hence `ray_to_spoil`.
+    Ray Data keeps the actor of a data set that failed, and its CPU, for the life of this Ray: hence `ray_to_spoil`.
     """
     chosen = choose_rows(load_index(shapes / "val"), None)["sample_id"].to_pylist()
     batches = [chosen[start : start + 3] for start in range(0, len(chosen), 3)]
