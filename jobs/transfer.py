@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, apply_overrides, load_config
 from pipeline.training.checkpoint import read_meta
-from pipeline.yaml_core import YamlError, parse
+from pipeline.yaml_core import YamlError, read
 
 
 def transfer_config(
@@ -50,8 +50,8 @@ def network_of(checkpoint: Path) -> ModelConfig:
 def read_class_map(path: Path) -> dict[str, str | None]:
     """Raises ConfigError where the file is no mapping of names."""
     try:
-        content = parse(path.read_text(encoding="utf-8-sig"), str(path)).value
-    except (OSError, UnicodeDecodeError, YamlError) as error:
+        content = read(path).value
+    except YamlError as error:
         raise ConfigError(f"--map {path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not all(one is None or isinstance(one, str) for one in content.values()):
         raise ConfigError(

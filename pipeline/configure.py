@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from pipeline.config import RunConfig
 from pipeline.config_keys import annotations, expected, known_keys, suggest
 from pipeline.errors import UserError
-from pipeline.yaml_core import Document, YamlError, dump, parse
+from pipeline.yaml_core import Document, YamlError, dump, parse, read
 
 Tree = dict[str, Any]
 Origins = dict[str, str]  # dotted key -> where it was set last
@@ -90,13 +90,9 @@ def _read_file(path: Path, children: tuple[Path, ...]) -> tuple[Tree, Origins]:
         raise ConfigError(f"{path}: `base` goes in a circle: {chain}; remove one of these `base` lines")
     asked_by = f" (the base of {children[-1]})" if children else ""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no .yaml file"
-        raise ConfigError(f"{path}: no such file{asked_by}; {path.parent} has {beside}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read{asked_by}: {error}; give a YAML file in UTF-8") from error
-    document = _parse(text, str(path))
+        document = read(path, asked_by)
+    except YamlError as error:
+        raise ConfigError(str(error)) from error
     tree = _mapping(document, str(path))
     if "base" not in tree:
         return tree, document.origins

@@ -24,7 +24,7 @@ from pipeline.data.cityscapes_labels import CLASS_NAMES as CITYSCAPES
 from pipeline.data.scenes import CLASS_NAMES as SHAPES
 from pipeline.data.shapes import KEYPOINTS as EXTREMES
 from pipeline.errors import UserError
-from pipeline.yaml_core import YamlError, parse
+from pipeline.yaml_core import YamlError, read
 
 Data = Literal["coco", "coco_persons", "cityscapes", "shapes"]
 Start = Literal["random", "imagenet", "imagenet_5k", "coco"]
@@ -111,12 +111,7 @@ def load_table(path: Path) -> Table:
         TableError: it cannot be read, or a row is wrong; all problems are named.
     """
     try:
-        tree = parse(path.read_text(encoding="utf-8-sig"), str(path)).value
-    except FileNotFoundError as error:
-        beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no .yaml file"
-        raise TableError(f"{path}: no such file; {path.parent} has {beside}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TableError(f"{path}: cannot be read: {error}; give a YAML file in UTF-8") from error
+        tree = read(path).value
     except YamlError as error:
         raise TableError(str(error)) from error
     if not isinstance(tree, dict) or "rows" not in tree:

@@ -6,6 +6,7 @@ wins over the first. Here plain scalars follow the core schema of YAML 1.2 (sect
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,7 +24,7 @@ CORE_SCHEMA = (  # tag, pattern, first characters
 
 
 class YamlError(ValueError):
-    """The text cannot be read; the message starts with the source and the line."""
+    """A file or text cannot be read; the message starts with the source and perhaps the line."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,18 @@ def dump(value: dict[str, Any]) -> str:
     """Block mappings in the given order, lists on one line."""
     text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=4096)
     return text
+
+
+def read(path: Path, asked_by: str = "") -> Document:
+    """Read a file. `asked_by` is said in errors: who wants it. Raises YamlError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no .yaml file"
+        raise YamlError(f"{path}: no such file{asked_by}; {path.parent} has {beside}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise YamlError(f"{path}: cannot be read{asked_by}: {error}; give a YAML file in UTF-8") from error
+    return parse(text, str(path))
 
 
 def parse(text: str, source: str, one_line: bool = False) -> Document:

@@ -19,7 +19,7 @@ from model.config import COUNT, NOT_NEGATIVE, Limit, Section
 from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, load_config
 from pipeline.search.space import Space, SpaceError, read_space
-from pipeline.yaml_core import YamlError, parse
+from pipeline.yaml_core import YamlError, parse, read
 
 Searcher = Literal["random", "tpe", "grid"]
 Scheduler = Literal["fifo", "asha", "hyperband", "pbt"]
@@ -134,12 +134,7 @@ def read_tune(tree: dict[str, Any]) -> TuneConfig:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = parse(path.read_text(encoding="utf-8-sig"), str(path)).value
-    except FileNotFoundError as error:
-        beside = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no .yaml file"
-        raise SpaceError(f"{path}: no such file; {path.parent} has {beside}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{path}: cannot be read: {error}; give a YAML file in UTF-8") from error
+        tree = read(path).value
     except YamlError as error:
         raise SpaceError(str(error)) from error
     if not isinstance(tree, dict) or "space" not in tree:
