@@ -127,9 +127,6 @@ class _Numbers(Searcher):  # type: ignore[misc]  # Ray has no types here
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()  # the files of the trials say all
 
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search goes on from the files of its trials")
-
 
 class _Watcher(tune.Callback):  # type: ignore[misc]
     """Writes how trials end, and tells of what happens."""
