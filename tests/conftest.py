@@ -33,25 +33,9 @@ def local_ray() -> Iterator[None]:
     """A Ray with two CPUs in this process; it joins no cluster that may run."""
     ray = pytest.importorskip("ray")
     os.environ.pop("RAY_ADDRESS", None)
-    _start_ray()
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def ray_to_spoil(local_ray: None) -> Iterator[None]:
-    """The same for a test that leaves something running in it: it is started anew afterwards."""
-    yield
-    import ray
-
-    ray.shutdown()
-    _start_ray()
-
-
-def _start_ray() -> None:
-    import ray
-
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

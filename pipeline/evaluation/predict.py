@@ -62,8 +62,8 @@ class Predictor:
         `attempts`: handle of what counts deaths (see attempts.py), where workers may be started again.
         """
         self.attempts = attempts
-        if attempts is not None:
-            _obey(attempts.start.remote())
+        if attempts is not None and (told := ray.get(attempts.start.remote())) is not None:
+            raise LostError(told)
         torch.set_num_threads(threads)
         model, self.config, self.meta = load_model(Path(checkpoint), config)
         check_views(self.config, self.meta)
@@ -100,8 +100,8 @@ class Predictor:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of shards -> rows of (sample_id, results as JSON, error, seconds, device)."""
         batch = tuple(table["sample_id"].to_pylist())
-        if self.attempts is not None:
-            _obey(self.attempts.begin.remote(batch))
+        if self.attempts is not None and ray.get(self.attempts.begin.remote(batch)) is not None:
+            ray.actor.exit_actor()  # Ray takes that for meant; after an error it would keep the process and its CPU
         start = time.perf_counter()
         predicted = self.results(to_records(table))
         share = (time.perf_counter() - start) / max(1, len(predicted))
@@ -117,13 +117,6 @@ class Predictor:
                 "device": [device] * len(predicted),
             }
         )
-
-
-def _obey(verdict: Any) -> None:
-    """Raises LostError where Attempts says so."""
-    told = ray.get(verdict)
-    if told is not None:
-        raise LostError(told)
 
 
 def view_recipes(height: int, width: int, config: RunConfig) -> list[Recipe]:
