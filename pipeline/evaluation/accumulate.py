@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.matches import Matches
-from pipeline.evaluation.protocols import IOU_THRESHOLDS, RECALL_THRESHOLDS, Protocol
+from pipeline.evaluation.protocols import EPS, IOU_THRESHOLDS, RECALL_THRESHOLDS, Protocol
 
 Floats = NDArray[np.float64]
-_EPS = np.spacing(1)  # cocoeval.py adds it to a count
 
 
 def precision_recall(matches: Matches, protocol: Protocol, classes: int) -> tuple[Floats, Floats]:
@@ -67,7 +66,7 @@ def _interpolated(
         wrong: [A, T, E] false alarms before it.
         needed: [A, R], see _hits_needed.
     """
-    best = np.where(hits, right / (wrong + right + _EPS), 0.0)
+    best = np.where(hits, right / (wrong + right + EPS), 0.0)
     best = np.maximum.accumulate(best[:, :, ::-1], axis=2)[:, :, ::-1]
     by_hits = np.zeros((*hits.shape[:2], hits.shape[2] + 1))  # precision at the first, second, ... hit; then 0
     area, threshold, event = np.nonzero(hits)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.evaluation.matches import Matches
-from pipeline.evaluation.protocols import IOU_THRESHOLDS, RECALL_THRESHOLDS, Protocol
+from pipeline.evaluation.protocols import EPS, IOU_THRESHOLDS, RECALL_THRESHOLDS, Protocol
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -26,7 +26,6 @@ CONFIDENCE = 0.95
 _CELLS = 2**24  # of the largest arrays: bounds memory
 _TILE = 2**16  # cells that stay in the processor's cache
 _ROWS = 512  # of weights, that are added up at once
-EPS = np.spacing(1)  # cocoeval.py adds it to a count
 
 
 @dataclass(frozen=True)

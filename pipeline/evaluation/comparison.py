@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.evaluation.bootstrap import (
     CONFIDENCE,
-    EPS,
     Sampled,
     check_bootstrap,
     draw,
@@ -30,7 +29,7 @@ from pipeline.evaluation.coco_ap import class_names
 from pipeline.evaluation.coco_results import Results, Warned, check_results
 from pipeline.evaluation.coco_truth import Truth, check_truth
 from pipeline.evaluation.matches import Matches, find_matches
-from pipeline.evaluation.protocols import RECALL_THRESHOLDS, Protocol, Style, Task
+from pipeline.evaluation.protocols import EPS, RECALL_THRESHOLDS, Protocol, Style, Task
 
 Floats = NDArray[np.float64]
 _FALSE_DISCOVERIES = 1 - CONFIDENCE

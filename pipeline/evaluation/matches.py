@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.coco_results import Results
 from pipeline.evaluation.coco_truth import Truth
+from pipeline.evaluation.oks import keypoint_similarity
 from pipeline.evaluation.protocols import AREA_RANGES, IOU_THRESHOLDS
 
 Bools = NDArray[np.bool_]
@@ -194,27 +195,14 @@ def _mask_overlaps(truth: Truth, results: Results, crowds: Bools) -> Overlap:
 
 
 def _keypoint_overlaps(truth: Truth, results: Results, crowds: Bools) -> Overlap:
-    """OKS, as cocoeval.py (computeOks) has it."""
-    objects = truth.coco["annotations"]
-    variances = (np.array(truth.sigmas) * 2) ** 2
-    points = results.shapes.reshape(len(results.scores), len(variances), 3)
+    objects, sigmas = truth.coco["annotations"], np.array(truth.sigmas)
+    points = results.shapes.reshape(len(results.scores), len(sigmas), 3)[:, :, :2]
 
     def overlap(who: Integers, what: Integers) -> Floats:
         similarities = np.empty(len(who))
         for number in np.unique(what):
             rows = np.flatnonzero(what == number)
-            thing, found = objects[number], points[who[rows], :, :2]
-            own = np.reshape(thing["keypoints"], (-1, 3))
-            seen = own[:, 2] > 0
-            if seen.any():
-                away = found - own[:, :2]  # [D, J, 2]
-            else:  # how far each keypoint is outside a box of three times the object's
-                low = np.array(thing["bbox"][:2]) - thing["bbox"][2:]
-                high = np.array(thing["bbox"][:2]) + np.array(thing["bbox"][2:]) * 2
-                away = np.maximum(0, low - found) + np.maximum(0, found - high)
-                seen = ~seen
-            errors = (away**2).sum(axis=2) / variances / (thing["area"] + np.spacing(1)) / 2
-            similarities[rows] = np.exp(-errors[:, seen]).sum(axis=1) / seen.sum()
+            similarities[rows] = keypoint_similarity(points[who[rows]], objects[number], sigmas)
         return similarities
 
     return overlap

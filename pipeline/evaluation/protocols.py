@@ -17,6 +17,7 @@ Geometry = Literal["bbox", "segmentation", "keypoints"]  # the key of a result t
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # axis T
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)  # axis R
+EPS = np.spacing(1)  # cocoeval.py adds it to what it divides by
 AREA_RANGES = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # pixels²
 AREAS = tuple(AREA_RANGES)
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # of LVIS's classes

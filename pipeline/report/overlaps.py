@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from pipeline.evaluation.coco_truth import Json, Truth
+from pipeline.evaluation.oks import keypoint_similarity
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -36,24 +37,7 @@ def overlaps_of(truth: Truth, found: Sequence[Json], annotations: Sequence[Json]
 
 
 def _oks(found: Sequence[Json], annotations: Sequence[Json], sigmas: Floats) -> Floats:
-    """[D, G] object keypoint similarity.
-
-    Of an object without labelled keypoints the distance is that from its box, made larger by its own size on each side.
-    """
-    result = np.zeros((len(found), len(annotations)))
-    if not (len(found) and len(annotations)):
-        return result
-    points = np.array([r["keypoints"] for r in found], dtype=np.float64).reshape(len(found), -1, 3)
-    for g, annotation in enumerate(annotations):
-        labelled = np.array(annotation["keypoints"], dtype=np.float64).reshape(-1, 3)
-        x, y, width, height = annotation["bbox"]
-        seen = labelled[:, 2] > 0
-        if seen.any():
-            dx, dy = points[..., 0] - labelled[:, 0], points[..., 1] - labelled[:, 1]  # [D, J]
-        else:
-            dx = np.maximum(0, x - width - points[..., 0]) + np.maximum(0, points[..., 0] - (x + 2 * width))
-            dy = np.maximum(0, y - height - points[..., 1]) + np.maximum(0, points[..., 1] - (y + 2 * height))
-            seen = np.ones(len(labelled), dtype=np.bool_)
-        error = (dx**2 + dy**2) / (2 * sigmas) ** 2 / (annotation["area"] + np.spacing(1)) / 2
-        result[:, g] = np.exp(-error[:, seen]).sum(axis=1) / seen.sum()
-    return result
+    """[D, G]"""
+    points = np.array([r["keypoints"] for r in found], dtype=np.float64).reshape(len(found), len(sigmas), 3)[..., :2]
+    columns = [keypoint_similarity(points, annotation, sigmas) for annotation in annotations]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(found), 0))
