@@ -82,10 +82,10 @@ def _locate(text: str, options: Options, directory: Path) -> Path:
         )
     if not re.fullmatch(r"[0-9a-f]{32}", text):
         raise UserError(f"{text} is no file, no directory and no MLflow run id; give the results to compare")
-    from pipeline.tracking.mlflow_store import default_uri, fetch_artifacts
+    from pipeline.tracking.mlflow_store import fetch_artifacts, store_uri
 
     directory.mkdir()
-    return fetch_artifacts(options.uri or default_uri(options.runs), text, _EVALUATION, directory)
+    return fetch_artifacts(store_uri(options.uri, options.runs), text, _EVALUATION, directory)
 
 
 def _task(places: Sequence[Path], wanted: str | None) -> Task:

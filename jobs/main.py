@@ -291,7 +291,10 @@ def compare(
     resamples: Annotated[int, typer.Option(min=100, help="Of the images.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
     runs: Annotated[Path, typer.Option(help="Directory with the MLflow store of run ids.")] = Path("runs"),
-    uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_default="the store in --runs")] = None,
+    uri: Annotated[
+        str | None,
+        typer.Option(help="MLflow tracking URI.", show_default="MLFLOW_TRACKING_URI, or the store in --runs"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Is B better than A? Differences of AP, with intervals and p-values from resamples of the images."""

@@ -97,7 +97,7 @@ def _show(plan: Plan, table: Table, trials: Sequence[Trial]) -> None:
     title = f"table {table.table}, {table.title}: {plan.about['budget']} budget on {of}, {many}"
     out.print(shown(found, title))
     config = plan.config
-    tracker = Tracker.start(config.track.uri or "", config.track.experiment, plan.name)
+    tracker = Tracker.start(config.track.uri or "", config.track.experiment, plan.name, plan.directory)
     for path in write_files(found, plan.directory):
         tracker.log_artifact(path)
     tracker.log_metrics(0, {f"{cell.metric}/{cell.row}": cell.mean for cell in found if cell.values})

@@ -14,7 +14,7 @@ from pipeline.evaluation.evaluate import choose_protocol
 from pipeline.evaluation.tables import percent
 from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
-from pipeline.tracking.mlflow_store import default_uri
+from pipeline.tracking.mlflow_store import store_uri
 from pipeline.training.cluster import Layout, plan_evaluation, plan_workers
 from pipeline.training.evaluations import best_checkpoint
 from pipeline.training.freezing import describe, outputs_of
@@ -32,7 +32,8 @@ def train_config(wanted: RunConfig, default_name: str) -> None:
     run = prepare(wanted, default_name)
     config = run.config
     choose_protocol(config, config.data.val or "")  # what cannot be scored is refused now, not after the training
-    tracker = Tracker.start(config.track.uri or default_uri(run.directory.parent), config.track.experiment, run.name)
+    uri = store_uri(config.track.uri, run.directory.parent)
+    tracker = Tracker.start(uri, config.track.experiment, run.name, run.directory)
     status = "FAILED"
     try:
         with err.status("starting Ray"):

@@ -102,7 +102,7 @@ def run_plan(plan: Plan, source: Source, budget: Budget, total: int) -> list[Tri
 def _tracked(plan: Plan) -> Iterator[Tracker]:
     """The MLflow run of the search, closed as it ends."""
     config = plan.config
-    tracker = Tracker.start(config.track.uri or "", config.track.experiment, plan.name)
+    tracker = Tracker.start(config.track.uri or "", config.track.experiment, plan.name, plan.directory)
     status: Status = "FAILED"
     try:
         tracker.log_config(to_dict(config) | {"tune": asdict(plan.tune)}, to_yaml(config))

@@ -266,7 +266,7 @@ class EvaluateConfig(Section):
 class TrackConfig(Section):
     """MLflow."""
 
-    uri: str | None = None  # null: sqlite in cluster.runs_dir
+    uri: str | None = None  # null: the environment's MLFLOW_TRACKING_URI, else sqlite in cluster.runs_dir
     experiment: str = "maskrcnn"
 
 

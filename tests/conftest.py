@@ -13,6 +13,8 @@ from pipeline.data.shapes import generate_shapes
 from pipeline.data.sharding import shard_dataset
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and a console that is made then takes no other width
+for _name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):  # a developer's own; tests log and compute in places of their own
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +34,6 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local_ray() -> Iterator[None]:
     """A Ray with two CPUs in this process; it joins no cluster that may run."""
     ray = pytest.importorskip("ray")
-    os.environ.pop("RAY_ADDRESS", None)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

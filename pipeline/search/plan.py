@@ -18,7 +18,7 @@ from pipeline.evaluation.evaluate import choose_protocol, tasks_of
 from pipeline.search.budget import Budget, Resources, plan_trials
 from pipeline.search.settings import TuneConfig
 from pipeline.search.trials import trials_directory
-from pipeline.tracking.mlflow_store import default_uri, resolve_uri
+from pipeline.tracking.mlflow_store import store_uri
 from pipeline.training.evaluations import judge
 from pipeline.training.run import prepare
 
@@ -82,11 +82,10 @@ def trial_config(config: RunConfig, directory: Path) -> RunConfig:
         during = DuringTrainingConfig(every_steps=config.train.checkpoint_every_steps)
     if during.metric is None:  # the same for all, whatever heads the space takes away
         during = replace(during, metric=judge(tasks_of(config.model)))
-    uri = default_uri(runs) if config.track.uri is None else resolve_uri(config.track.uri)
     config = replace(
         config,
         evaluate=replace(config.evaluate, during_training=during),
-        track=replace(config.track, uri=uri),
+        track=replace(config.track, uri=store_uri(config.track.uri, runs)),
         cluster=replace(config.cluster, runs_dir=str(trials_directory(directory))),
         train=replace(config.train, name="trial"),
     )

@@ -26,6 +26,7 @@ from pipeline.search.plan import Plan
 from pipeline.search.settings import TuneConfig
 from pipeline.search.trial import SCORE, STEPS, WHY, run_trial
 from pipeline.search.trials import Outcome, Trial, Why, read_trial, read_trials, write_candidates, write_outcome
+from pipeline.tracking.mlflow_store import credentials
 
 HYPERBAND_BRACKETS = 3
 _TRIAL_MEMORY = 64 << 20  # bytes; Tune refuses a trial that claims nothing, and the CPUs are its workers' to claim
@@ -50,9 +51,10 @@ def run_search(plan: Plan, source: Source, budget: Budget, parent: str | None, o
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # what is shown is ours
     search, settings, steps = plan.directory, plan.tune, plan.config.train.steps
-    place = str(search)  # what is sent to other processes is small
+    place, secrets = str(search), credentials()  # what is sent to other processes is small; trials log by themselves
 
     def trial(config: dict[str, Any]) -> None:
+        os.environ.update(secrets)
         run_trial(Path(place), config["number"], budget.workers, budget.evaluators, parent, tune.report)
 
     tune.run(

@@ -11,7 +11,6 @@ from pipeline.configure import to_dict, to_yaml
 from pipeline.errors import UserError
 from pipeline.search.trials import WORST, Progress, Report, Trial, Why, read_trial, write_progress
 from pipeline.tracking.mlflow_run import Status, Tracker
-from pipeline.tracking.mlflow_store import default_uri
 from pipeline.training.cluster import Layout
 from pipeline.training.evaluations import evaluation_directory, evaluations, mark_logged, not_logged, score
 from pipeline.training.run import Event, NotTrainableError, Run, fit, prepare, tags
@@ -59,8 +58,8 @@ def _train(trial: Trial, watcher: "_Watcher", workers: Layout, evaluators: Layou
     config = trial.candidate.config
     run = prepare(replace(config, train=replace(config.train, name=trial.name)), trial.name)
     search = run.directory.parent.parent
-    uri = config.track.uri or default_uri(search.parent)
-    tracker = Tracker.start(uri, config.track.experiment, run_name(search, trial.name), parent=parent)
+    name = run_name(search, trial.name)
+    tracker = Tracker.start(config.track.uri or "", config.track.experiment, name, run.directory, parent)
     watcher.save(mlflow_run_id=tracker.run_id)
     status: Status = "FAILED"
     try:

@@ -1,6 +1,6 @@
-"""One MLflow run: config, metrics, AP, files. It is found again by its name: a continued training goes on in it.
+"""One MLflow run: config, metrics, AP, files. A continued training goes on in it: its directory says which it is.
 
-    tracker = Tracker.start(default_uri(runs_dir), "maskrcnn", "shapes-r18")
+    tracker = Tracker.start(store_uri(None, runs_dir), "maskrcnn", "shapes-r18", runs_dir / "shapes-r18")
     tracker.log_config(config, text)
     tracker.log_metrics(step, {"loss/total": 1.2, "images_per_second": 14.0})
     tracker.log_ap(step, read_ap_json(path))
@@ -20,13 +20,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import UserError
+from pipeline.data.generation import write_whole
 from pipeline.evaluation.tables import Numbers
 from pipeline.tracking.mlflow_store import connect, resolve_uri, ui_command
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-RUN_TAG = "maskrcnn.run"  # holds the run's name: MLflow's own may be edited on its page
+RUN_FILE = "mlflow.json"  # in the directory of a run: names are not enough where a team shares a server
 CHANGED_TAG = "maskrcnn.config_changed"
 # MLflow's limits; servers of older versions have the smaller ones used here
 _METRICS_A_CALL, _PARAMS_A_CALL = 1000, 100
@@ -52,34 +52,31 @@ class Tracker:
         self.resumed = resumed  # True: the run was there before
 
     @classmethod
-    def start(
-        cls, uri: str, experiment: str, run_name: str, resume: bool = True, parent: str | None = None
-    ) -> "Tracker":
-        """The experiment's run of that name, running again, or a new one (always a new one if not `resume`).
+    def start(cls, uri: str, experiment: str, run_name: str, directory: Path, parent: str | None = None) -> "Tracker":
+        """The run that `directory` says it had in this experiment, running again, or else a new one.
 
-        MLflow's page shows a new one below the run with the id `parent`.
+        Args:
+            uri: of the store.
+            experiment: made if it is not there.
+            run_name: of a new one.
+            directory: of the training, the trial or the search; made if it is not there. `RUN_FILE` in it says which
+                run is its own.
+            parent: MLflow's page shows a new one below the run with this id.
         """
-        if "'" in run_name and '"' in run_name:
-            raise UserError(f"a run's name may hold one kind of quote, got {run_name}; change train.name")
         uri = resolve_uri(uri)
         client, experiment_id = connect(uri, experiment)
-        if resume:
-            quote = '"' if "'" in run_name else "'"
-            found = client.search_runs(
-                [experiment_id],
-                filter_string=f"tags.`{RUN_TAG}` = {quote}{run_name}{quote}",
-                max_results=1,
-                order_by=["attributes.start_time DESC"],
-            )
-            if found:
-                run_id = str(found[0].info.run_id)
-                client.update_run(run_id, status="RUNNING")
-                return cls(client, uri, experiment_id, run_id, resumed=True)
-        tags = {RUN_TAG: run_name, "mlflow.user": _user(), "mlflow.source.name": "maskrcnn"}
+        run_id = _earlier(client, experiment_id, directory / RUN_FILE)
+        if run_id is not None:
+            client.update_run(run_id, status="RUNNING")
+            return cls(client, uri, experiment_id, run_id, resumed=True)
+        tags = {"mlflow.user": _user(), "mlflow.source.name": "maskrcnn"}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
-        run = client.create_run(experiment_id, run_name=run_name, tags=tags)
-        return cls(client, uri, experiment_id, str(run.info.run_id), resumed=False)
+        run_id = str(client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
+        directory.mkdir(parents=True, exist_ok=True)
+        written = {"run_id": run_id, "uri": uri, "experiment": experiment}
+        write_whole(directory / RUN_FILE, json.dumps(written, indent=2).encode())
+        return cls(client, uri, experiment_id, run_id, resumed=False)
 
     def log_config(self, config: Mapping[str, Any], text: str) -> dict[str, tuple[str, str]]:
         """The resolved config as parameters (dotted names) and as the artifact config.yaml (`text`).
@@ -201,6 +198,23 @@ class Tracker:
                 "MLflow at %s did not take %d metrics (%s); they are kept and sent again in %.0f s",
                 *(self.uri, len(self._buffer), str(error).strip().split("\n")[0][:200], _RETRY_SECONDS),
             )
+
+
+def _earlier(client: Any, experiment_id: str, path: Path) -> str | None:
+    """The run that a directory had, unless it is of another store or experiment, or was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    if not path.exists():
+        return None
+    run_id = str(json.loads(path.read_bytes())["run_id"])
+    try:
+        found = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    there = found.info.experiment_id == experiment_id and found.info.lifecycle_stage == "active"
+    return run_id if there else None
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

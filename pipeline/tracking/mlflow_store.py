@@ -1,6 +1,8 @@
 """Where runs are kept: the address of the MLflow store, a connection to it, and its web page.
 
 Without a server, the store is a sqlite file with a folder for artifacts beside it: runs/mlflow.db, runs/mlartifacts.
+A server's user and password, or token, come from MLflow's own environment variables (`CREDENTIALS`); they are never
+part of an address, which is written into configs and shown.
 """
 
 import logging
@@ -12,13 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
 
 _SQLITE = "sqlite:///"
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
+_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _CONNECT_SECONDS = 10  # how long a server may take for its first answer
+
+# What an MLflow server may ask of its clients; read by MLflow from the environment of the process that logs
+CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 def default_uri(runs_dir: Path) -> str:
@@ -26,17 +33,37 @@ def default_uri(runs_dir: Path) -> str:
     return resolve_uri(f"{_SQLITE}{runs_dir.absolute()}/{_DATABASE}")
 
 
+def store_uri(configured: str | None, runs_dir: Path) -> str:
+    """Where to log: `configured` (track.uri), else the environment's MLFLOW_TRACKING_URI, else sqlite in `runs_dir`."""
+    uri = configured or os.environ.get(_URI_VARIABLE)
+    return resolve_uri(uri) if uri else default_uri(runs_dir)
+
+
+def credentials() -> dict[str, str]:
+    """Those of this process, for another one that logs to the same server: names and values. Never log them."""
+    return {name: os.environ[name] for name in CREDENTIALS if name in os.environ}
+
+
 def resolve_uri(uri: str) -> str:
-    """`uri` with an absolute path if it is a sqlite file. Call it where the user's working directory is still ours."""
+    """`uri` with an absolute path if it is a sqlite file. Call it where the user's working directory is still ours.
+
+    Raises:
+        UserError: MLflow cannot log there, or the address holds a password.
+    """
     if uri.startswith(_SQLITE):
         path = uri.removeprefix(_SQLITE)
         if "?" in path or "#" in path:
             raise UserError(f"a sqlite store's path must not contain '?' or '#', got {path}; use another directory")
         return f"{_SQLITE}{Path(path).absolute()}"
+    if "@" in urlsplit(uri).netloc:
+        raise UserError(
+            f"track.uri is written into configs and logs and must hold no user or password, got one for "
+            f"{urlsplit(uri).netloc.rpartition('@')[2]}; set {CREDENTIALS[0]} and {CREDENTIALS[1]} in the environment"
+        )
     if "://" not in uri and not uri.startswith("databricks"):
         raise UserError(
-            f"track.uri must be http(s)://HOST:PORT or sqlite:///PATH/mlflow.db, got {uri!r}; "
-            "MLflow no longer writes to plain folders: leave track.uri empty for sqlite in cluster.runs_dir"
+            f"track.uri or {_URI_VARIABLE} must be http(s)://HOST:PORT or sqlite:///PATH/mlflow.db, got {uri!r}; "
+            "MLflow no longer writes to plain folders: leave both empty for sqlite in cluster.runs_dir"
         )
     return uri
 
@@ -65,8 +92,16 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
             client = MlflowClient(tracking_uri=uri)
             found = client.get_experiment_by_name(experiment)
     except (MlflowException, OSError) as error:
+        status = error.get_http_status_code() if isinstance(error, MlflowException) else None
         if uri.startswith(_SQLITE):
             fix = "check that the directory is writable and the file was made by this or an older MLflow"
+        elif status in (401, 403):
+            given = [name for name in CREDENTIALS if os.environ.get(name)]
+            fix = (
+                f"{' and '.join(given)} of the environment may not log there: ask who runs the server"
+                if given
+                else f"set {CREDENTIALS[0]} and {CREDENTIALS[1]}, or {CREDENTIALS[2]}, in the environment"
+            )
         else:
             fix = "check track.uri and that the server runs (curl it), or leave track.uri empty for a local store"
         raise UserError(f"the MLflow store must answer at {uri}, got: {_first_line(error)}; {fix}") from error

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.cityscapes_ap import CityscapesAp
 from pipeline.evaluation.protocols import STAT_NAMES
 from pipeline.evaluation.tables import Numbers, read_ap_json, write_ap_json
-from pipeline.tracking.mlflow_run import CHANGED_TAG, Tracker, flatten
+from pipeline.tracking.mlflow_run import CHANGED_TAG, RUN_FILE, Tracker, flatten
 from pipeline.tracking.mlflow_store import default_uri, fetch_artifacts
 
 
@@ -31,8 +31,8 @@ def history(tracker: Tracker, key: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in found]
 
 
-def test_metrics_come_back_after_finish(uri: str) -> None:
-    tracker = Tracker.start(uri, "maskrcnn", "metrics")
+def test_metrics_come_back_after_finish(uri: str, tmp_path: Path) -> None:
+    tracker = Tracker.start(uri, "maskrcnn", "metrics", tmp_path)
     for step in range(1, 4):
         tracker.log_metrics(step, {"loss/total": 1.0 / step, "lr": 0.02})
     assert history(tracker, "lr") == []  # still held back
@@ -44,8 +44,8 @@ def test_metrics_come_back_after_finish(uri: str) -> None:
     assert run.info.run_name == "metrics"
 
 
-def test_many_metrics_are_sent_before_the_end(uri: str) -> None:
-    tracker = Tracker.start(uri, "maskrcnn", "many")
+def test_many_metrics_are_sent_before_the_end(uri: str, tmp_path: Path) -> None:
+    tracker = Tracker.start(uri, "maskrcnn", "many", tmp_path)
     for step in range(60):
         tracker.log_metrics(step, {f"m{i}": 1.0 for i in range(10)})
     assert len(history(tracker, "m0")) == 50
@@ -53,25 +53,38 @@ def test_many_metrics_are_sent_before_the_end(uri: str) -> None:
     assert len(history(tracker, "m0")) == 60
 
 
-def test_the_same_name_continues(uri: str) -> None:
-    first = Tracker.start(uri, "maskrcnn", "Tom's run")
+def test_a_directory_continues_its_run(uri: str, tmp_path: Path) -> None:
+    mine, yours = tmp_path / "new" / "mine", tmp_path / "yours"
+    first = Tracker.start(uri, "maskrcnn", 'Tom\'s "run"', mine)
     first.log_metrics(1, {"loss/total": 2.0})
     first.finish("FAILED")
-    second = Tracker.start(uri, "maskrcnn", "Tom's run")
+    second = Tracker.start(uri, "maskrcnn", "another name", mine)
     assert (second.run_id, second.resumed, first.resumed) == (first.run_id, True, False)
-    assert run_of(second).info.status == "RUNNING"
+    assert run_of(second).info.status == "RUNNING" and run_of(second).info.run_name == 'Tom\'s "run"'
     second.log_metrics(2, {"loss/total": 1.0})
     second.finish()
     assert history(second, "loss/total") == [(1, 2.0), (2, 1.0)]
-    assert Tracker.start(uri, "maskrcnn", "Tom's run", resume=False).run_id != first.run_id
-    assert Tracker.start(uri, "other experiment", "Tom's run").run_id != first.run_id
-    with pytest.raises(UserError, match="one kind of quote"):
-        Tracker.start(uri, "maskrcnn", """both ' and " """)
+    # Of the same name, but somebody else's
+    other = Tracker.start(uri, "maskrcnn", 'Tom\'s "run"', yours)
+    assert other.run_id != first.run_id and not other.resumed
+    assert [path.name for path in mine.iterdir()] == [RUN_FILE]
 
 
-def test_config_and_what_changed_on_resume(uri: str) -> None:
+def test_a_run_that_is_not_there_any_more_is_begun_anew(uri: str, tmp_path: Path) -> None:
+    first = Tracker.start(uri, "maskrcnn", "x", tmp_path)
+    assert Tracker.start(uri, "other experiment", "x", tmp_path).run_id != first.run_id
+    third = Tracker.start(uri, "maskrcnn", "x", tmp_path)  # the directory is the other experiment's now
+    assert third.run_id != first.run_id
+    MlflowClient(tracking_uri=uri).delete_run(third.run_id)
+    fourth = Tracker.start(uri, "maskrcnn", "x", tmp_path)
+    assert fourth.run_id != third.run_id and not fourth.resumed
+    moved = Tracker.start(default_uri(tmp_path / "elsewhere"), "maskrcnn", "x", tmp_path)
+    assert moved.run_id != fourth.run_id and not moved.resumed
+
+
+def test_config_and_what_changed_on_resume(uri: str, tmp_path: Path) -> None:
     config = {"train": {"steps": 200, "name": None}, "data": {"sizes": [1, 2], "note": "x" * 900}, "on": True}
-    tracker = Tracker.start(uri, "maskrcnn", "config")
+    tracker = Tracker.start(uri, "maskrcnn", "config", tmp_path)
     assert tracker.log_config(config, "train:\n  steps: 200\n") == {}
     params = run_of(tracker).data.params
     assert {k: params[k] for k in ("train.steps", "train.name", "data.sizes", "on")} == {
@@ -81,7 +94,7 @@ def test_config_and_what_changed_on_resume(uri: str) -> None:
         "on": "true",
     }
     assert len(params["data.note"]) == 500
-    again = Tracker.start(uri, "maskrcnn", "config")
+    again = Tracker.start(uri, "maskrcnn", "config", tmp_path)
     assert again.log_config(config, "same") == {}
     assert CHANGED_TAG not in run_of(again).data.tags
     longer = {**config, "train": {"steps": 400, "name": None, "seed": 1}}
@@ -94,8 +107,8 @@ def test_config_and_what_changed_on_resume(uri: str) -> None:
     assert Path(local).read_text(encoding="utf-8") == "steps: 400 # größer\n"
 
 
-def test_more_than_a_hundred_parameters_and_tags(uri: str) -> None:
-    tracker = Tracker.start(uri, "maskrcnn", "wide")
+def test_more_than_a_hundred_parameters_and_tags(uri: str, tmp_path: Path) -> None:
+    tracker = Tracker.start(uri, "maskrcnn", "wide", tmp_path)
     tracker.log_config({f"key{i}": i for i in range(230)}, "")
     tracker.log_tags({f"tag{i}": "t" * 9000 for i in range(120)})
     run = run_of(tracker)
@@ -104,7 +117,7 @@ def test_more_than_a_hundred_parameters_and_tags(uri: str) -> None:
 
 
 def test_artifacts_lie_beside_the_database(uri: str, tmp_path: Path) -> None:
-    tracker = Tracker.start(uri, "maskrcnn", "artifacts")
+    tracker = Tracker.start(uri, "maskrcnn", "artifacts", tmp_path)
     picture = tmp_path / "picture 1.png"
     picture.write_bytes(b"png")
     checkpoint = tmp_path / "checkpoint"
@@ -119,11 +132,11 @@ def test_artifacts_lie_beside_the_database(uri: str, tmp_path: Path) -> None:
         tracker.log_artifact(tmp_path / "nothing.png")
 
 
-def test_ap_with_unicode_and_odd_class_names(uri: str) -> None:
+def test_ap_with_unicode_and_odd_class_names(uri: str, tmp_path: Path) -> None:
     classes = {"person": 0.5, "größe 猫": 0.25, "a/b": 0.1, "a?b": 0.2, "..": 0.3, "unseen": math.nan}
     stats = {name: (math.nan if name == "AP_large" else 0.5) for name in STAT_NAMES}
     ap = Numbers(stats, classes)
-    tracker = Tracker.start(uri, "maskrcnn", "ap")
+    tracker = Tracker.start(uri, "maskrcnn", "ap", tmp_path)
     tracker.log_ap(100, {"mask": ap})
     tracker.flush()
     metrics = run_of(tracker).data.metrics
@@ -142,7 +155,7 @@ def test_ap_with_unicode_and_odd_class_names(uri: str) -> None:
 def test_ap_by_cityscapes_protocol_comes_back(uri: str, tmp_path: Path) -> None:
     stats, empty = {"AP": 0.25, "AP50": 0.5}, np.zeros((2, 10))
     ap = CityscapesAp(stats, {"car": 0.25, "bus": np.nan}, {"car": 0.5, "bus": np.nan}, {"car": 3, "bus": 0}, empty)
-    tracker = Tracker.start(uri, "maskrcnn", "streets")
+    tracker = Tracker.start(uri, "maskrcnn", "streets", tmp_path)
     write_ap_json({"mask": ap}, tmp_path / "ap.json")
     tracker.log_ap(7, read_ap_json(tmp_path / "ap.json"))
     tracker.flush()
@@ -151,9 +164,9 @@ def test_ap_by_cityscapes_protocol_comes_back(uri: str, tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_away_is_waited_for(
-    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    tracker = Tracker.start(uri, "maskrcnn", "away")
+    tracker = Tracker.start(uri, "maskrcnn", "away", tmp_path)
     real = tracker._client.log_batch
 
     def fail(*args: object, **kwargs: object) -> None:
@@ -183,7 +196,7 @@ def test_flatten() -> None:
 
 
 def test_a_folder_of_a_run_is_fetched(uri: str, tmp_path: Path) -> None:
-    tracker = Tracker.start(uri, "maskrcnn", "evaluated")
+    tracker = Tracker.start(uri, "maskrcnn", "evaluated", tmp_path)
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/ap.json").write_text("{}")
     tracker.log_artifact(tmp_path / "evaluation")
