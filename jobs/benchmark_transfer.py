@@ -52,20 +52,20 @@ def benchmark_transfer(
                 title = f"{target}, seed {seed}, {'scratch' if weights is None else 'transferred'}"
                 with progress(title, own.train.steps) as meter:
                     trials.append(trial(own, seed, weights, meter.reach))
-                said = ", ".join(f"{task} AP {100 * ap:.1f}" for task, ap in trials[-1].aps.items())
+                said = ", ".join(f"{name} {100 * ap:.1f}" for name, ap in trials[-1].aps.items())
                 out.print(f"{title}: {said}", highlight=False, soft_wrap=True)
     table = Table(title=f"AP after {config.train.steps} steps, mean ± deviation of {seeds} seeds", box=None)
-    for head in ("trained on", "task", "scratch", "transferred", "gain, seed by seed", "ahead"):
+    for head in ("trained on", "", "scratch", "transferred", "gain, seed by seed", "ahead"):
         table.add_column(head)
     for target in targets:
-        for task in trials[0].aps:
+        for name in trials[0].aps:
             rows = {
-                start: [100 * t.aps[task] for t in trials if (t.target, t.start) == (target, start)]
+                start: [100 * t.aps[name] for t in trials if (t.target, t.start) == (target, start)]
                 for start in ("scratch", "transferred")
             }
             gains = [b - a for a, b in zip(rows["scratch"], rows["transferred"], strict=True)]
             ahead = f"{sum(gain > 0 for gain in gains)} of {seeds}"
-            table.add_row(target, task, _spread(rows["scratch"]), _spread(rows["transferred"]), _spread(gains), ahead)
+            table.add_row(target, name, _spread(rows["scratch"]), _spread(rows["transferred"]), _spread(gains), ahead)
     out.print(table)
 
 

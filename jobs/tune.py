@@ -145,7 +145,7 @@ def show(plan: Plan, trials: Sequence[Trial], tracker: Tracker) -> None:
     if importance_plot(trials, directory / "importance.png"):
         files.append("importance.png")
     leader = best(trials)
-    if leader is not None:
+    if leader is not None and plan.about["verb"] == "tune":
         write_best(leader, metric, plan.original, plan.name, directory / "best.yaml")
         files.append("best.yaml")
         tracker.log_metrics(len(trials), {f"best/{metric}": leader.score})
@@ -159,6 +159,8 @@ def show(plan: Plan, trials: Sequence[Trial], tracker: Tracker) -> None:
     out.print(f"plots       {directory / 'parallel_coordinates.png'} and others there", soft_wrap=True, highlight=False)
     if leader is None:
         raise UserError("no trial came to an AP; the table says why")
+    if plan.about["verb"] != "tune":  # a table of the paper is after all of its rows
+        return
     out.print(
         f"best        {leader.name}, {metric} {percent(leader.score)}: maskrcnn train {directory / 'best.yaml'}",
         soft_wrap=True,

@@ -17,6 +17,7 @@ from pipeline.training.checkpoint import Meta, save_checkpoint, versions
 from pipeline.training.transfer import Transfer, transfer_weights
 
 Start = Literal["scratch", "transferred"]
+_STATS = ("AP", "AP50")  # AP alone says nothing where hardly anything is learnt
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Trial:
     target: str  # directory of the shards that it was trained on
     seed: int
     start: Start
-    aps: dict[str, float]  # "box" and perhaps "mask", 0..1
+    aps: dict[str, float]  # "box AP", "box AP50" and perhaps those of masks, 0..1
 
 
 def pretrain(config: RunConfig, checkpoint: Path, on_step: Callable[[int], None]) -> None:
@@ -46,13 +47,14 @@ def pretrain(config: RunConfig, checkpoint: Path, on_step: Callable[[int], None]
 
 
 def started(config: RunConfig, seed: int, checkpoint: Path | None) -> tuple[MaskRCNN, Transfer | None]:
-    """A model with this seed's random weights, and with a checkpoint's over them."""
+    """A model with this seed's random weights, and with a checkpoint's over them, as init.transfer maps classes."""
     config = with_data(config)
     torch.manual_seed(seed)
     model = build_model(config.model)
     found = None
     if checkpoint is not None:
-        init = InitConfig(weights=str(checkpoint), transfer=TransferConfig(seed=seed))
+        mapping = replace(config.init.transfer or TransferConfig(), seed=seed)
+        init = InitConfig(weights=str(checkpoint), transfer=mapping)
         names = join_manifests(config.data.train or ()).class_names
         found = transfer_weights(model, replace(config, init=init), names)
     return model, found
@@ -72,4 +74,4 @@ def trial(config: RunConfig, seed: int, checkpoint: Path | None, on_step: Callab
     train(model, model, planned_batches(config, seed, "crop"), config, told)
     aps = score(predict_with(model, config, join_manifests(place).category_ids), config)
     start: Start = "scratch" if checkpoint is None else "transferred"
-    return Trial(place, seed, start, {task: ap.stats["AP"] for task, ap in aps.items()})
+    return Trial(place, seed, start, {f"{task} {name}": ap.stats[name] for task, ap in aps.items() for name in _STATS})
