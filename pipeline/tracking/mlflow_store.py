@@ -77,6 +77,7 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
     uri = resolve_uri(uri)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # A request is tried again for half a minute, not for four: the step waits for it meanwhile.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -126,6 +127,7 @@ def fetch_artifacts(uri: str, run_id: str, folder: str, directory: Path) -> Path
     if uri.startswith(_SQLITE) and not _database(uri).is_file():
         raise UserError(f"there is no MLflow store at {uri}; say where it is: --runs DIRECTORY, or --uri URI")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
