@@ -8,6 +8,7 @@
     tracker.finish()
 
 There is no global "active run", so several trackers may live in one process. Use one from one thread (rank 0's).
+A store that is away is waited for. Meanwhile metrics lie in the run's directory, also after a kill.
 """
 
 import getpass
@@ -16,17 +17,19 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.data.generation import write_whole
+from pipeline.errors import UserError
 from pipeline.evaluation.tables import Numbers
 from pipeline.tracking.mlflow_store import connect, resolve_uri, ui_command
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 RUN_FILE = "mlflow.json"  # in the directory of a run: names are not enough where a team shares a server
+UNSENT_FILE = "mlflow_unsent.json"  # there too: metrics that the store did not take yet
 CHANGED_TAG = "maskrcnn.config_changed"
 # MLflow's limits; servers of older versions have the smaller ones used here
 _METRICS_A_CALL, _PARAMS_A_CALL = 1000, 100
@@ -34,16 +37,26 @@ _PARAM_CHARACTERS, _TAG_CHARACTERS, _NAME_CHARACTERS = 500, 5000, 250
 _PLACES = 500  # metrics held back at most
 _HOLD_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
+_PATIENCE_SECONDS = 300.0  # at the end of a run, when nothing else is left to do
+_LONGEST_WAIT_SECONDS = 30.0
+_PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # no connection is the first
 
 _log = logging.getLogger(__name__)
+
+
+class TrackingError(UserError):
+    """The store did not take the end of a run."""
 
 
 class Tracker:
     """Writes one run. Metrics are held back and sent together; everything else is sent at once."""
 
-    def __init__(self, client: Any, uri: str, experiment_id: str, run_id: str, resumed: bool) -> None:
+    def __init__(
+        self, client: Any, uri: str, experiment_id: str, run_id: str, resumed: bool, directory: Path | None = None
+    ) -> None:
         self._client = client
-        self._buffer: list[Any] = []
+        self._unsent = None if directory is None else directory / UNSENT_FILE
+        self._buffer = _read_unsent(self._unsent, run_id)
         self._flush_at = time.monotonic() + _HOLD_SECONDS
         self._answers = True  # False: the last attempt to send failed
         self.uri = uri
@@ -68,7 +81,7 @@ class Tracker:
         run_id = _earlier(client, experiment_id, directory / RUN_FILE)
         if run_id is not None:
             client.update_run(run_id, status="RUNNING")
-            return cls(client, uri, experiment_id, run_id, resumed=True)
+            return cls(client, uri, experiment_id, run_id, resumed=True, directory=directory)
         tags = {"mlflow.user": _user(), "mlflow.source.name": "maskrcnn"}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
@@ -76,7 +89,7 @@ class Tracker:
         directory.mkdir(parents=True, exist_ok=True)
         written = {"run_id": run_id, "uri": uri, "experiment": experiment}
         write_whole(directory / RUN_FILE, json.dumps(written, indent=2).encode())
-        return cls(client, uri, experiment_id, run_id, resumed=False)
+        return cls(client, uri, experiment_id, run_id, resumed=False, directory=directory)
 
     def log_config(self, config: Mapping[str, Any], text: str) -> dict[str, tuple[str, str]]:
         """The resolved config as parameters (dotted names) and as the artifact config.yaml (`text`).
@@ -138,20 +151,31 @@ class Tracker:
             self._client.log_batch(self.run_id, tags=entries[start : start + _PARAMS_A_CALL])
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file, or a directory under its own name, into the run's `folder`. CSV files show as tables."""
+        """Copy a file, or a directory under its own name, into the run's `folder`. CSV files show as tables.
+
+        Raises:
+            TrackingError: the store stayed away for minutes.
+        """
+        from mlflow.exceptions import MlflowException
+
         if not path.exists():
             raise FileNotFoundError(f"an artifact to log must exist, got {path}; write it first")
-        self._client.log_artifact(self.run_id, str(path), folder)
+        try:
+            self._patiently(lambda: self._client.log_artifact(self.run_id, str(path), folder), _PATIENCE_SECONDS)
+        except MlflowException as error:
+            raise TrackingError(
+                f"MLflow at {self.uri} did not take {path} ({_first_line(error)}); it stays there, and "
+                "the same command sends it once the server answers"
+            ) from error
 
     def try_to_log_artifact(self, path: Path, folder: str | None = None) -> None:
         """`log_artifact`, but a server that is away must not end a training: the files stay where they are."""
         from mlflow.exceptions import MlflowException
 
         try:
-            self.log_artifact(path, folder)
+            self._client.log_artifact(self.run_id, str(path), folder)
         except (MlflowException, OSError) as error:
-            reason = str(error).strip().split("\n")[0][:200]
-            _log.warning("MLflow at %s did not take %s (%s); it stays there", self.uri, path, reason)
+            _log.warning("MLflow at %s did not take %s (%s); it stays there", self.uri, path, _first_line(error))
 
     def log_text(self, text: str, name: str) -> None:
         """Store `text` as the artifact `name`, such as "config.yaml"."""
@@ -162,13 +186,34 @@ class Tracker:
         while self._buffer:
             self._client.log_batch(self.run_id, metrics=self._buffer[:_METRICS_A_CALL])
             del self._buffer[:_METRICS_A_CALL]
+        if self._unsent is not None:
+            self._unsent.unlink(missing_ok=True)
         self._answers = True
         self._flush_at = time.monotonic() + _HOLD_SECONDS
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Send what is held back and close the run."""
-        self.flush()
-        self._client.set_terminated(self.run_id, status)
+        """Send what is held back and close the run. At the end of one that FINISHED, the store is waited for.
+
+        Raises:
+            TrackingError: it stayed away for minutes. Where the run did not finish that is a warning, as something
+                else went wrong that must not be hidden. The metrics are kept; the same run, started again, sends them.
+        """
+        from mlflow.exceptions import MlflowException
+
+        patience_seconds = _PATIENCE_SECONDS if status == "FINISHED" else 0.0
+        try:
+            self._patiently(self.flush, patience_seconds)
+            self._patiently(lambda: self._client.set_terminated(self.run_id, status), patience_seconds)
+        except MlflowException as error:
+            self._keep()
+            kept = f"{len(self._buffer)} metrics are kept in {self._unsent}; " if self._buffer else ""
+            problem = (
+                f"MLflow at {self.uri} did not take the end of this run ({_first_line(error)}); {kept}"
+                "the same command sends it once the server answers"
+            )
+            if status == "FINISHED":
+                raise TrackingError(problem) from error
+            _log.warning("%s", problem)
 
     def finish_other(self, run_id: str, status: Status, tags: Mapping[str, str]) -> None:
         """Close another run of the store, whose process is gone."""
@@ -193,11 +238,51 @@ class Tracker:
             if error.error_code == "INVALID_PARAMETER_VALUE":  # would never be taken
                 raise
             self._answers = False
+            self._keep()
             self._flush_at = time.monotonic() + _RETRY_SECONDS
             _log.warning(
                 "MLflow at %s did not take %d metrics (%s); they are kept and sent again in %.0f s",
-                *(self.uri, len(self._buffer), str(error).strip().split("\n")[0][:200], _RETRY_SECONDS),
+                *(self.uri, len(self._buffer), _first_line(error), _RETRY_SECONDS),
             )
+
+    def _keep(self) -> None:
+        if self._unsent is not None and self._buffer:
+            metrics = [[m.key, m.value, m.timestamp, m.step] for m in self._buffer]
+            write_whole(self._unsent, json.dumps({"run_id": self.run_id, "metrics": metrics}).encode())
+
+    def _patiently(self, send: Callable[[], Any], patience_seconds: float) -> None:
+        """`send`, again and again while the store is away. Raises what it says in the end, or what will not pass."""
+        from mlflow.exceptions import MlflowException
+
+        end, wait = time.monotonic() + patience_seconds, 1.0
+        while True:
+            try:
+                send()
+                return
+            except MlflowException as error:
+                if error.error_code not in _PASSING or time.monotonic() + wait > end:
+                    raise
+                if wait == 1.0:
+                    _log.warning(
+                        "MLflow at %s is away (%s); waiting for it, at most %.0f s",
+                        *(self.uri, _first_line(error), patience_seconds),
+                    )
+            time.sleep(wait)
+            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+
+
+def _read_unsent(path: Path | None, run_id: str) -> list[Any]:
+    """Metrics that an earlier life of a run could not send."""
+    from mlflow.entities import Metric
+
+    if path is None or not path.exists():
+        return []
+    kept = json.loads(path.read_bytes())
+    return [Metric(*entry) for entry in kept["metrics"]] if kept["run_id"] == run_id else []
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]
 
 
 def _earlier(client: Any, experiment_id: str, path: Path) -> str | None:

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking import MlflowClient
 
 from pipeline.errors import UserError
 from pipeline.evaluation.cityscapes_ap import CityscapesAp
 from pipeline.evaluation.protocols import STAT_NAMES
 from pipeline.evaluation.tables import Numbers, read_ap_json, write_ap_json
-from pipeline.tracking.mlflow_run import CHANGED_TAG, RUN_FILE, Tracker, flatten
+from pipeline.tracking import mlflow_run
+from pipeline.tracking.mlflow_run import CHANGED_TAG, RUN_FILE, UNSENT_FILE, Tracker, TrackingError, flatten
 from pipeline.tracking.mlflow_store import default_uri, fetch_artifacts
 
 
@@ -180,11 +182,47 @@ def test_a_store_that_is_away_is_waited_for(
     assert [r.getMessage() for r in caplog.records] == [
         f"MLflow at {uri} did not take 1 metrics (no route to host); they are kept and sent again in 60 s"
     ]
-    with pytest.raises(MlflowException):
+    assert (tmp_path / UNSENT_FILE).is_file()
+    # It stays away: the run ends all the same, and what it could not send waits for the next life.
+    monkeypatch.setattr(mlflow_run, "_PATIENCE_SECONDS", 1.5)
+    with pytest.raises(TrackingError, match=r"did not take the end .*600 metrics are kept in .*; the same command"):
         tracker.finish()
+    with caplog.at_level(logging.WARNING):
+        tracker.finish("FAILED")  # the reason of that is not hidden
+    assert "did not take the end" in caplog.messages[-1]
     monkeypatch.setattr(tracker._client, "log_batch", real)
+    again = Tracker.start(uri, "maskrcnn", "away", tmp_path)
+    again.log_metrics(600, {"loss/total": 1.0})
+    again.finish()
+    assert history(again, "loss/total") == [(step, 1.0) for step in range(601)]
+    assert run_of(again).info.status == "FINISHED" and not (tmp_path / UNSENT_FILE).exists()
+
+
+def test_a_store_that_comes_back_takes_the_end(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker.start(uri, "maskrcnn", "back", tmp_path)
+    tracker.log_metrics(1, {"loss/total": 1.0})
+    real, calls = tracker._client.log_batch, []
+
+    def fail_twice(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        if len(calls) < 3:
+            raise MlflowException("no route to host")
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(tracker._client, "log_batch", fail_twice)
+    monkeypatch.setattr(mlflow_run.time, "sleep", lambda seconds: None)
     tracker.finish()
-    assert len(history(tracker, "loss/total")) == 600
+    assert len(calls) == 3 and history(tracker, "loss/total") == [(1, 1.0)]
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        raise MlflowException("no", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(tracker._client, "log_batch", refuse)
+    tracker.log_metrics(2, {"loss/total": 1.0})
+    with pytest.raises(TrackingError, match="did not take the end"):
+        tracker.finish()
+    assert len(calls) == 4  # asking again would not help
 
 
 def test_flatten() -> None:
