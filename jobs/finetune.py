@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.console import out
+from jobs.console import err, out
 from jobs.shard import show_shards, write_shards
 from jobs.train import train_config
 from jobs.transfer import network_of
@@ -27,6 +27,7 @@ from pipeline.data.sharding import ROWS_PER_SHARD
 from pipeline.data.source import Dataset
 from pipeline.data.split import hold_out
 from pipeline.data.storage import Storage
+from pipeline.ray_cluster import start_ray
 from pipeline.training.checkpoint import read_meta
 from pipeline.training.recipe import Recipe, choose_recipe
 from pipeline.training.transfer import Transfer, transfer_weights
@@ -64,6 +65,8 @@ def finetune(inputs: Inputs, overrides: Sequence[str]) -> None:
     plan = make_plan(inputs, overrides)
     show(plan)
     _claim(inputs)
+    with err.status("starting Ray"):
+        start_ray(plan.config.cluster)  # before sharding, which starts one on this machine where there is none
     manifests = {}
     for split, dataset in plan.splits.items():
         target = Storage.at(inputs.out_dir / split)
@@ -101,6 +104,8 @@ def make_plan(inputs: Inputs, overrides: Sequence[str]) -> Plan:
     model = network_of(inputs.checkpoint)
     lines = []
     whole = read_coco(inputs.annotations, inputs.images, Quarantine())
+    if not any(_classes(entry) for entry in whole.entries):
+        raise DataError(f"no image of {inputs.annotations} has an annotation to train on; is it the right file?")
     boxes_only = not _has_masks(whole)
     if boxes_only:
         whole = read_coco(inputs.annotations, inputs.images, Quarantine(), boxes_only=True)
@@ -114,6 +119,7 @@ def make_plan(inputs: Inputs, overrides: Sequence[str]) -> Plan:
     recipe = _recipe(splits["train"])
     lines += [_describe(split, dataset) for split, dataset in splits.items()]
     lines += _lonely(splits)
+    lines += _shared(inputs, splits)
     lines += [f"{'recipe' if i == 0 else '':<12}{reason}" for i, reason in enumerate(recipe.reasons)]
     lines.append(
         f"network     that of {inputs.checkpoint}, with its picture sizes ({len(meta.class_names)} classes there)"
@@ -157,17 +163,25 @@ def _split(inputs: Inputs, whole: Dataset, boxes_only: bool) -> dict[str, Datase
                 "give both the same categories"
             )
         return {"train": whole, "val": val}
-    held = hold_out({entry.sample_id: _classes(entry) for entry in whole.entries}, inputs.val_share)
+    classes: dict[str, set[int]] = {}  # a file that two images name is one picture, and lies on one side
+    for entry in whole.entries:
+        classes.setdefault(_file(entry), set()).update(_classes(entry))
+    held = hold_out(classes, inputs.val_share)
     return {
-        "train": replace(whole, entries=[entry for entry in whole.entries if entry.sample_id not in held]),
+        "train": replace(whole, entries=[entry for entry in whole.entries if _file(entry) not in held]),
         "val": replace(
-            whole, entries=[entry for entry in whole.entries if entry.sample_id in held], quarantine=Quarantine()
+            whole, entries=[entry for entry in whole.entries if _file(entry) in held], quarantine=Quarantine()
         ),
     }
 
 
 def _has_masks(dataset: Dataset) -> bool:
     return any(a.get("segmentation") not in (None, []) for e in dataset.entries for a in _annotations(e))
+
+
+def _file(entry: object) -> str:
+    assert isinstance(entry, ImageEntry)
+    return entry.file_name
 
 
 def _annotations(entry: object) -> Sequence[dict[str, object]]:
@@ -187,8 +201,6 @@ def _images_of_class(dataset: Dataset) -> dict[str, int]:
 
 def _recipe(train: Dataset) -> Recipe:
     filled = [entry for entry in train.entries if _classes(entry)]
-    if not filled:
-        raise DataError("no image to train on has an annotation; check that --annotations is the right file")
     instances = sum(not a.get("iscrowd") for entry in filled for a in _annotations(entry))
     return choose_recipe(list(_images_of_class(train).values()), len(filled), instances)
 
@@ -211,6 +223,18 @@ def _lonely(splits: dict[str, Dataset]) -> list[str]:
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             lines.append(f"warning     {len(names)} classes are not {what}, {split} has no image of them: {shown}")
     return lines
+
+
+def _shared(inputs: Inputs, splits: dict[str, Dataset]) -> list[str]:
+    """Pictures that are trained and evaluated, which only the user's own split can have."""
+    if inputs.val_images is not None and inputs.val_images.resolve() != inputs.images.resolve():
+        return []
+    train, val = ({_file(entry) for entry in splits[split].entries} for split in ("train", "val"))
+    both = sorted(train & val)
+    if not both:
+        return []
+    shown = ", ".join(both[:4]) + (", ..." if len(both) > 4 else "")
+    return [f"warning     {len(both)} of {len(val)} images to evaluate are trained too, AP will be too high: {shown}"]
 
 
 def _claim(inputs: Inputs) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.console import err, out
-from pipeline.configure import load_config
+from jobs.submitted_verb import check_verb
 from pipeline.errors import UserError
 from pipeline.submission import job as cluster_job
 from pipeline.submission.client import connect, explained
@@ -40,10 +40,6 @@ def submit(address: str, words: Sequence[str], wishes: Wishes) -> int:
     """Run it; returns the exit code of the job, or 0 where nobody waits for it. What can be refused is, before it."""
     if wishes.follow and wishes.wait:
         raise UserError("--follow waits too; give --follow, or --wait to see no log")
-    if words[0] in ("submit", "jobs"):
-        raise UserError(
-            f"a job cannot be `maskrcnn {words[0]}`; give what the cluster is to do, such as -- train CONFIG"
-        )
     environment = cluster_job.Environment(
         cluster_job.read_requirements(wishes.pip),
         cluster_job.read_requirements(wishes.uv),
@@ -51,7 +47,8 @@ def submit(address: str, words: Sequence[str], wishes: Wishes) -> int:
         cluster_job.read_secrets(wishes.secrets),
     )
     package = None if wishes.image else list_package(wishes.directory, wishes.limit_mb)
-    _check(words, package)
+    for warning in check_verb(words, package):
+        err.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
     client = connect(address)
     if package is None:
         job = cluster_job.submit(client, words, environment, None)
@@ -111,40 +108,13 @@ def stop_job(address: str, job: str) -> None:
     out.print(f"{job} {details.status}", highlight=False)
 
 
-def _check(words: Sequence[str], package: Package | None) -> None:
-    """What is certain to fail there, or to get lost, is found here."""
-    if any(word.startswith("cluster.address=") for word in words):
-        raise UserError("cluster.address is that of --address in a job, which Ray tells it; leave cluster.address out")
-    if words[0] != "train" or package is None or len(words) < 2 or words[1].startswith("-"):
-        return
-    path = Path(words[1])
-    if path.as_posix() not in package.sizes_bytes:
-        raise UserError(
-            f"{path} is not among the files that go to the cluster; give a path below {package.root}, relative to it, "
-            "that .gitignore does not name"
-        )
-    config = load_config(package.root / path, [word for word in words[2:] if not word.startswith("-")])
-    if config.cluster.address not in (None, "auto"):
-        raise UserError(
-            f"{path} sets cluster.address={config.cluster.address}; a job has that of --address: set it to null"
-        )
-    if not Path(config.cluster.runs_dir).is_absolute():
-        err.print(
-            f"warning: cluster.runs_dir={config.cluster.runs_dir} is in the job's own directory, which the cluster "
-            "deletes; give cluster.runs_dir=/PATH that every node sees",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
-
-
 def _introduce(package: Package, zipped_bytes: int) -> None:
     count = len(package.sizes_bytes)
     _say("package", f"{count} files, {megabytes(package.bytes)}, zipped {megabytes(zipped_bytes)}, of {package.root}")
     if package.left_out:
         more = len(package.left_out) - _SHOWN_LEFT_OUT
         shown = ", ".join(package.left_out[:_SHOWN_LEFT_OUT]) + (f" and {more} more" if more > 0 else "")
-        _say("left out", f"{shown} (.env, links to elsewhere, repositories inside)")
+        _say("left out", f"{shown} (secrets, links to elsewhere, repositories inside)")
 
 
 def _follow(client: Any, job: str, address: str) -> int:

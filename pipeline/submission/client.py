@@ -1,5 +1,6 @@
 """The way to a cluster's jobs: its address and token, and errors that say which of both is wrong."""
 
+import http.client
 import json
 import logging
 import os
@@ -22,6 +23,10 @@ _OVERRIDING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 class SubmissionError(UserError):
     """The cluster does not take or know a job."""
+
+
+class UnreachableError(SubmissionError):
+    """Nobody answers, now."""
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -69,8 +74,12 @@ def explained(url: str) -> Iterator[None]:
 
 def _url(address: str) -> str:
     url = address if "://" in address else f"http://{address}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # a port that is none, half a bracket
+        right = False
+    if not right or any(character.isspace() for character in url):
         raise SubmissionError(
             f"{address} is no address of a dashboard, which is where jobs are taken; give http://HOST:8265"
         )
@@ -82,7 +91,8 @@ def _expect_dashboard(url: str, headers: dict[str, str]) -> None:
     request = urllib.request.Request(f"{url}/api/version", headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
-            known = "ray_version" in json.load(answer)
+            told = json.load(answer)
+            known = isinstance(told, dict) and "ray_version" in told
     except urllib.error.HTTPError as error:
         if error.code == 401:
             raise SubmissionError(
@@ -92,7 +102,7 @@ def _expect_dashboard(url: str, headers: dict[str, str]) -> None:
         if error.code == 403:
             raise _wrong_token(url) from error
         known = False
-    except ValueError:
+    except (ValueError, http.client.HTTPException):  # no JSON; no HTTP, as at the port of the GCS
         known = False
     except OSError as error:
         raise _unreachable(url, str(getattr(error, "reason", error))) from error
@@ -107,8 +117,8 @@ def _wrong_token(url: str) -> SubmissionError:
     )
 
 
-def _unreachable(url: str, reason: str) -> SubmissionError:
-    return SubmissionError(
+def _unreachable(url: str, reason: str) -> UnreachableError:
+    return UnreachableError(
         f"no Ray cluster answers at {url} ({reason}); check --address, that the head runs, and that it was started "
         "with a --dashboard-host that this machine reaches (or forward the port: ssh -L 8265:127.0.0.1:8265 HEAD)"
     )

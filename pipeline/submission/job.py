@@ -13,10 +13,11 @@ from typing import Any
 import aiohttp
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from pipeline.submission.client import SubmissionError, explained
+from pipeline.submission.client import SubmissionError, UnreachableError, explained
 
 _POLL_SECONDS = 1.0
-_CONNECTIONS = 5  # of one log, before we give up
+_CONNECTIONS = 5  # of one log one after the other that bring nothing new, before we give up
+_AWAY_SECONDS = 300.0  # a network or a head may be away so long
 _PLAIN_OUTPUT = {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}  # lines arrive as they are printed; tables stay whole
 
 
@@ -96,12 +97,23 @@ def stop(client: JobSubmissionClient, job: str, seconds: float = 30.0) -> JobDet
 
 
 def wait(client: JobSubmissionClient, job: str, seconds: float | None = None) -> JobDetails:
-    """Until it has ended, or so long."""
+    """Until it has ended, or so long. The job does not depend on our connection: one that breaks is made again.
+
+    Raises:
+        UnreachableError: for minutes; the job may go on.
+    """
     end = None if seconds is None else time.monotonic() + seconds
+    heard = time.monotonic()
     while True:
-        details = describe(client, job)
-        if details.status.is_terminal() or (end is not None and time.monotonic() >= end):
-            return details
+        try:
+            details = describe(client, job)
+        except UnreachableError as error:
+            if time.monotonic() - heard > _AWAY_SECONDS:
+                raise UnreachableError(f"{error}. {job} may go on: `maskrcnn jobs list`") from error
+        else:
+            heard = time.monotonic()
+            if details.status.is_terminal() or (end is not None and heard >= end):
+                return details
         time.sleep(_POLL_SECONDS)
 
 
@@ -116,27 +128,32 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -
     """Show what it prints as it prints it, and return how it ended. A connection that breaks is made again."""
     describe(client, job)
     log = _Log(show)
-    for _ in range(_CONNECTIONS):
+    in_vain = 0
+    while in_vain < _CONNECTIONS:
+        before = log.shown
         with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):
             asyncio.run(log.read(client.tail_job_logs(job)))
         details = wait(client, job, 10 * _POLL_SECONDS)
         if details.status.is_terminal():
             return details
-    raise SubmissionError(f"the log of {job} broke off {_CONNECTIONS} times; the job may go on: `maskrcnn jobs list`")
+        in_vain = 0 if log.shown > before else in_vain + 1
+    raise SubmissionError(
+        f"the log of {job} broke off {_CONNECTIONS} times without a word; the job may go on: `maskrcnn jobs list`"
+    )
 
 
 class _Log:
     """What was shown of a log, each connection to which starts with its first character."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
-        self._show, self._shown = show, 0
+        self._show, self.shown = show, 0  # shown: characters
 
     async def read(self, chunks: AsyncIterator[str]) -> None:
         position = 0
         async for chunk in chunks:
-            fresh = chunk[max(self._shown - position, 0) :]
+            fresh = chunk[max(self.shown - position, 0) :]
             position += len(chunk)
-            self._shown = max(self._shown, position)
+            self.shown = max(self.shown, position)
             if fresh:
                 self._show(fresh)
 

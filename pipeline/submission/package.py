@@ -14,7 +14,9 @@ from pathlib import Path
 from pipeline.errors import UserError
 
 LIMIT_MB = 100.0
-_NEVER = {".git", ".venv", "__pycache__", ".env"}  # .env: secrets go by name
+_NEVER = {".git", ".venv", "__pycache__"}
+_SECRETS = {".env", ".ray", ".netrc", ".ssh", ".aws", ".kube", "auth_token"}  # secrets go by name
+_SECRET_STARTS = (".env.", "id_rsa", "id_ed25519", "id_ecdsa")
 _SAME_TIME = (1980, 1, 1, 0, 0, 0)  # the same files are the same bytes, which Ray does not upload again
 _HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 _NAMED = 5
@@ -47,8 +49,9 @@ def list_package(root: Path, limit_mb: float = LIMIT_MB) -> Package:
         path = root / name
         parts = set(name.split("/"))
         if parts & _NEVER:
-            if ".env" in parts:
-                left_out.append(name)
+            continue
+        if parts & _SECRETS or any(part.startswith(_SECRET_STARTS) for part in parts):
+            left_out.append(name)
         elif not path.is_file() or not path.resolve().is_relative_to(root):
             if path.exists() or path.is_symlink():  # a nested repository, a link to elsewhere; else deleted
                 left_out.append(name)

@@ -41,6 +41,7 @@ def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Client:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     (tmp_path / "c.yaml").write_text("train: {steps: 3}\n")
     (tmp_path / "elsewhere.yaml").write_text("cluster: {address: '10.0.0.1:6379'}\n")
+    (tmp_path / "t.yaml").write_text("config: c.yaml\nspace: {optim.lrr: {uniform: [0.01, 0.1]}}\n")
     (tmp_path / "ignored.yaml").write_text("{}\n")
     (tmp_path / ".gitignore").write_text("ignored.yaml\n")
     return fake
@@ -59,6 +60,13 @@ def submit(*words: str) -> Result:
         (["--", "train", "c.yaml", "cluster.address=auto"], "leave cluster.address out"),
         (["--", "train", "elsewhere.yaml"], "set it to null"),
         (["--", "submit", "--", "train", "c.yaml"], "a job cannot be"),
+        (["--", "trane", "c.yaml"], "No such command 'trane'"),
+        (["--", "shard", "cocoa"], "No such command 'cocoa'"),
+        (["--", "shard"], "wants one of coco, lvis"),
+        (["--", "evaluate", "/shared/step_9", "--dada", "x"], "No such option: --dada"),
+        (["--", "tune", "nowhere.yaml"], "not among the files that go to the cluster"),
+        (["--", "tune", "t.yaml"], "optim.lrr"),
+        (["--", "transfer", "elsewhere.yaml", "--from", "/shared/step_9"], "set it to null"),
         (["--follow", "--wait", "--", "--version"], "--follow waits too"),
         (["--pip", "a", "--image", "b", "--", "--version"], "give one of them"),
         (["--secret", "NOT_EXPORTED", "--", "--version"], "export it first"),
@@ -75,13 +83,28 @@ def test_says_what_it_sends_and_how_to_go_on(client):
     done = submit("--address", "http://head:8265", "--", "train", "c.yaml", "train.steps=2", "cluster.runs_dir=/shared")
     assert done.exit_code == 0, done.output
     assert client.submitted["entrypoint"] == "python -m jobs train c.yaml train.steps=2 cluster.runs_dir=/shared"
-    assert "package     3 files, " in done.stderr and "warning" not in done.stderr
+    assert "package     4 files, " in done.stderr and "warning" not in done.stderr
     assert "maskrcnn jobs logs job-1 --follow --address http://head:8265" in done.stderr
 
 
-def test_warns_where_the_run_would_be_lost(client):
-    done = submit("--", "train", "c.yaml")
-    assert done.exit_code == 0 and "cluster.runs_dir=runs is in the job's own directory" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        (["train", "c.yaml"], "cluster.runs_dir=runs"),
+        (["transfer", "c.yaml", "--from", "/shared/step_9", "cluster.runs_dir=here"], "cluster.runs_dir=here"),
+        (["paper", "2c"], "--runs runs"),
+        (["tune", "--resume", "lr"], "--runs runs"),
+        (["evaluate", "/shared/step_9", "--data", "/shared/val", "--out", "ap"], "--out ap"),
+        (["shard", "images", "--images", "/shared/x", "--out", "shards"], "--out shards"),
+        (["shard", "images", "--images", "/shared/x", "--out", "s3://bucket/shards"], None),
+        (["evaluate", "/shared/step_9", "--data", "/shared/val", "--out", "/shared/ap"], None),
+        (["evaluate", "--help"], None),
+    ],
+)
+def test_warns_where_results_would_be_lost(client, words, lost):
+    done = submit("--", *words)
+    assert done.exit_code == 0, done.output
+    assert (f"{lost} is in the job's own directory" in done.stderr) if lost else ("own directory" not in done.stderr)
 
 
 def test_wait_shows_the_end_of_a_failed_log_and_has_its_exit_code(client):

@@ -192,6 +192,7 @@ def test_finetune_shards_once_and_hands_on_to_train(
 ) -> None:
     trained: list[RunConfig] = []
     monkeypatch.setattr(job, "train_config", lambda config, name: trained.append(config))
+    monkeypatch.setattr(job, "start_ray", lambda config: None)
     words = ("finetune", *own_data(shapes), "--from", checkpoint, "--out", "mine", "--workers", "1")
     for _ in range(2):
         result = run(*words)
@@ -226,9 +227,26 @@ def test_own_validation_data(checkpoint: Path, shapes: Path, tmp_path: Path) -> 
     assert result.exit_code == 2 and "--val-images goes with --val-annotations" in result.stderr
 
 
+def test_no_picture_is_trained_and_evaluated_unsaid(checkpoint: Path, shapes: Path) -> None:
+    """Exports that number one file twice, and a user's own split with pictures in both."""
+    annotations = shapes / "coco/annotations/instances_train.json"
+    content = json.loads(annotations.read_bytes())
+    again = [image | {"id": image["id"] + 5000} for image in content["images"]]
+    for_them = [a | {"id": a["id"] + 90_000, "image_id": a["image_id"] + 5000} for a in content["annotations"]]
+    doubled = {"images": content["images"] + again, "annotations": content["annotations"] + for_them}
+    Path("twice.json").write_text(json.dumps(content | doubled))
+    inputs = job.Inputs(shapes / "coco/train", Path("twice.json"), checkpoint, Path("out"), None, None, 0.3, 1)
+    plan = job.make_plan(inputs, [])
+    names = {split: {entry.file_name for entry in data.entries} for split, data in plan.splits.items()}
+    assert len(plan.splits["train"].entries) + len(plan.splits["val"].entries) == 48
+    assert not names["train"] & names["val"] and len(names["train"] | names["val"]) == 24
+    words = ("finetune", *own_data(shapes), "--from", checkpoint, "--print", "--val-annotations", annotations)
+    assert "24 of 24 images to evaluate are trained too, AP will be too high" in " ".join(run(*words).stdout.split())
+
+
 def test_nothing_to_train_on(checkpoint: Path, shapes: Path) -> None:
     content = json.loads((shapes / "coco/annotations/instances_train.json").read_bytes())
     Path("none.json").write_text(json.dumps(content | {"annotations": []}))
     words = ("finetune", "--images", shapes / "coco/train", "--annotations", "none.json", "--from", checkpoint)
     result = run(*words, "--print")
-    assert result.exit_code == 2 and "no image to train on has an annotation" in result.stderr
+    assert result.exit_code == 2 and "no image of none.json has an annotation to train on" in result.stderr

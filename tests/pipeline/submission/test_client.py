@@ -1,6 +1,7 @@
 """What is said where no cluster answers, another server does, or the token is wrong; none of it needs a Ray."""
 
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -69,6 +70,36 @@ def test_another_server_is_no_dashboard(url, monkeypatch):
         connect(url)
 
 
+class List(Dashboard):
+    body = b"[42]"
+
+
+@pytest.mark.parametrize("url", [List], indirect=True)
+def test_another_api_is_no_dashboard(url, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    with pytest.raises(SubmissionError, match="no Ray dashboard; its port is 8265"):
+        connect(url)
+
+
+def test_a_port_that_speaks_no_http():
+    """As the GCS at 6379, which is what people have at hand."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"\x00\x00\x12\x04\x00\x00 is no HTTP\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        with pytest.raises(SubmissionError, match="no Ray dashboard; its port is 8265"):
+            connect(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join(5)
+
+
 def test_nobody_answers():
     with pytest.raises(
         SubmissionError, match=r"no Ray cluster answers at http://127.0.0.1:1 \(.*refused\); check --addr"
@@ -78,7 +109,13 @@ def test_nobody_answers():
         connect("host.invalid:8265")
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "auto:8265://x", "http://", "os://head"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("ray://head:10001", "auto:8265://x", "http://", "os://head", "http://host:abc", "http://my host:8265"),
+        *("http://[::1", "host:8265:1", "http://127.0.0.1:99999"),
+    ],
+)
 def test_what_is_no_address(address):
     with pytest.raises(SubmissionError, match="is no address of a dashboard"):
         connect(address)

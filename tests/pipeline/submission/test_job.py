@@ -9,7 +9,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from pipeline.submission import job as jobs
-from pipeline.submission.client import SubmissionError
+from pipeline.submission.client import SubmissionError, UnreachableError
 from pipeline.submission.job import Environment, exit_code, follow, read_requirements, read_secrets, submit
 
 
@@ -96,8 +96,41 @@ def test_a_log_is_shown_once_though_connections_break(connections):
 
 
 def test_a_log_that_breaks_off_again_and_again():
-    with pytest.raises(SubmissionError, match="broke off 5 times; the job may go on"):
+    with pytest.raises(SubmissionError, match="broke off 5 times without a word; the job may go on"):
         follow(Client([[None]] * 9), "job-1", lambda _: None)
+
+
+def test_a_log_that_breaks_off_with_something_new_each_time_is_followed_to_its_end():
+    log, shown = "abcdefghijkl", []
+    assert follow(Client([[log[:n], None] for n in range(1, 12)] + [[log]]), "job-1", shown.append).status.is_terminal()
+    assert "".join(shown) == log
+
+
+def test_a_network_that_is_away_for_a_while(monkeypatch):
+    """Ray says ConnectionError where nobody answers."""
+
+    class Away(Client):
+        asked = 0
+
+        def get_job_info(self, job: str) -> Any:
+            self.asked += 1
+            if self.asked % 3 == 2:
+                raise ConnectionError("Network is unreachable")
+            return super().get_job_info(job)
+
+    shown: list[str] = []
+    assert follow(Away([["ab", None], ["abcd"]]), "job-1", shown.append).status == JobStatus.SUCCEEDED
+    assert "".join(shown) == "abcd"
+    assert jobs.wait(Away([]), "job-1").status == JobStatus.SUCCEEDED
+    monkeypatch.setattr(jobs, "_AWAY_SECONDS", 0.01)
+
+    def away(job: str) -> Any:
+        raise ConnectionError("Network is unreachable")
+
+    gone = Client([])
+    monkeypatch.setattr(gone, "get_job_info", away)
+    with pytest.raises(UnreachableError, match=r"Network is unreachable.*job-1 may go on"):
+        jobs.wait(gone, "job-1")
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,14 @@ def test_gitignore_is_honoured_everywhere(root):
     assert sorted(root.rglob("*")) == before, "packing leaves no repository behind"
 
 
+def test_secrets_stay_here(tmp_path):
+    secrets = {".env.local": 1, ".ray/auth_token": 1, "deploy/id_rsa.pub": 1, "auth_token": 1, "a/.aws/credentials": 1}
+    write(tmp_path, {"a.py": 1, "environment.yaml": 1, "ids.py": 1} | secrets)
+    package = list_package(tmp_path)
+    assert set(package.sizes_bytes) == {"a.py", "environment.yaml", "ids.py"}
+    assert package.left_out == tuple(sorted(secrets))
+
+
 def test_a_file_that_git_has_is_packed_though_ignored_and_one_deleted_is_not(tmp_path):
     write(tmp_path, {"forced.pth": 5, "gone.py": 5})
     (tmp_path / ".gitignore").write_text("*.pth\n")
