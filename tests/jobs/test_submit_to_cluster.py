@@ -152,7 +152,7 @@ def test_a_long_job_is_listed_read_and_stopped_and_its_secret_is_not_shown(clust
     (folder / "jobs/__init__.py").touch()
     (folder / "jobs/__main__.py").write_text(LONG)
     monkeypatch.setenv("OUR_SECRET", SECRET)
-    words = ["submit", "--address", cluster.address, "--directory", folder, "--secret", "OUR_SECRET", "--", "train"]
+    words = ["submit", "--address", cluster.address, "--directory", folder, "--secret", "OUR_SECRET", "--", "--version"]
     sent = call(*words)
     assert sent.exit_code == 0, sent.output
     job = job_of(sent)
@@ -161,7 +161,7 @@ def test_a_long_job_is_listed_read_and_stopped_and_its_secret_is_not_shown(clust
         assert time.monotonic() < end, logged.output
         time.sleep(0.3)
     listed = call("jobs", "list", "--address", cluster.address)
-    assert "RUNNING" in listed.stdout and "train" in listed.stdout
+    assert "RUNNING" in listed.stdout and "--version" in listed.stdout
     stopped = call("jobs", "stop", job, "--address", cluster.address)
     assert stopped.exit_code == 0 and stopped.stdout.split() == [job, "STOPPED"], stopped.output
     followed = call("jobs", "logs", job, "--follow", "--address", cluster.address)
