@@ -1,6 +1,6 @@
 """The `maskrcnn` command: one verb a file beside this one, imported only when it is used.
 
-Groups of verbs: shard_formats.py, benchmarks.py, cluster_jobs.py. Those that train: training_verbs.py.
+Groups of verbs: shard_formats.py, benchmarks.py, cluster_jobs.py, cluster.py. Those that train: training_verbs.py.
 
     maskrcnn shard shapes --out data/shapes
     maskrcnn train configs/shapes/quickstart.yaml train.steps=200
@@ -18,7 +18,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from jobs import benchmarks, cluster_jobs, shard_formats, training_verbs
+from jobs import benchmarks, cluster, cluster_jobs, shard_formats, training_verbs
 from jobs.arguments import Overrides
 from jobs.console import err, out
 from pipeline.errors import UserError
@@ -48,6 +48,7 @@ app = typer.Typer(
 app.add_typer(shard_formats.app, name="shard")
 app.add_typer(benchmarks.app, name="benchmark")
 app.add_typer(cluster_jobs.app, name="jobs")
+app.add_typer(cluster.app, name="cluster")
 
 
 def _print_version(wanted: bool) -> None:

@@ -33,7 +33,7 @@ class Maskrcnn:
         environment = os.environ | ours | (environment or {})
         environment.pop("RAY_ADDRESS", None)
         self._files = [tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")]  # noqa: SIM115 - closed in close()
-        command = [str(word) for word in (Path(sys.executable).with_name(program), *words)]
+        command = [str(word) for word in (Path(sys.executable).parent / program, *words)]
         out, err = self._files
         self.process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL, start_new_session=True
