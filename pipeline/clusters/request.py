@@ -23,8 +23,10 @@ _IMAGE = re.compile(r"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@sha256:[0-9a
 _DIRECTORY = re.compile(r"(/[\w-][\w.-]*)+", re.ASCII)
 _LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 _OF_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
-_OF_THE_SYSTEM = ("bin", "boot", "dev", "etc", "home", "lib", "lib64", "opt", "proc", "root", "run", "sbin", "sys")
-_OF_THE_SYSTEM += ("tmp", "usr", "var")
+_OF_THE_SYSTEM = (
+    *("bin", "boot", "dev", "etc", "home", "lib", "lib64", "opt"),
+    *("proc", "root", "run", "sbin", "sys", "tmp", "usr", "var"),
+)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
