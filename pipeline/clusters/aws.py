@@ -90,7 +90,7 @@ def render_aws(config: RunConfig, options: AwsOptions) -> str:
             f"{total} GPUs must fill machines of type {name}, which have {instance.gpus}; give --instance-type one of "
             f"{', '.join(fits)}, or change cluster.workers"
         )
-    nodes = plan_nodes(config.cluster, instance.gpus, instance.cpus, instance.memory_gb)
+    nodes = plan_nodes(config, instance.gpus, instance.cpus, instance.memory_gb, options.cpu_workers)
     check_places(config, mount)
     return fill(
         "aws.yaml",
@@ -100,7 +100,7 @@ def render_aws(config: RunConfig, options: AwsOptions) -> str:
             "region": region,
             "image": image,
             "mount": mount,
-            "workers_a_node": nodes.workers,
+            "workers": str(config.cluster.workers),
             "nodes": nodes.count,
             "cpus": nodes.cpus,
             "gpus": nodes.gpus,

@@ -30,7 +30,7 @@ def render_kuberay(config: RunConfig, options: KubeRayOptions) -> str:
     image, mount = check_image(options.image), check_mount(options.mount)
     claim = check_word("--claim", options.claim, _OBJECT, "maskrcnn")
     secret = check_word("--secret", options.secret, _OBJECT, "maskrcnn")
-    nodes = plan_nodes(config.cluster, options.gpus_a_node, memory_gb=options.memory_gb)
+    nodes = plan_nodes(config, options.gpus_a_node, memory_gb=options.memory_gb, cpu_workers=options.cpu_workers)
     check_places(config, mount)
     return fill(
         "kuberay.yaml",
@@ -43,7 +43,7 @@ def render_kuberay(config: RunConfig, options: KubeRayOptions) -> str:
             "mount": mount,
             "secret": secret,
             "nodes": nodes.count,
-            "workers_a_node": nodes.workers,
+            "workers": str(config.cluster.workers),
             "gpus": nodes.gpus,
             "cpus": nodes.cpus,
             "memory_gb": nodes.memory_gb,

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from pipeline.config import ClusterConfig, RunConfig
+from pipeline.config import RunConfig
 from pipeline.errors import UserError
+from pipeline.training.cluster import Layout, plan_evaluation, plan_workers
 
 USUAL_GPUS = 8  # of one machine
 USUAL_CPUS = 8  # a worker: its threads decode while the GPU computes
+CPUS_OF_CPU_NODE = 8  # as in configs/cluster
 MEMORY_GB_PER_CPU = 4  # as AWS's m5, g5 and most others have
 
 _IMAGE = re.compile(r"[a-z0-9][\w.-]*(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", re.ASCII)
@@ -39,63 +41,95 @@ class Nodes:
     """Machines with GPUs, all alike."""
 
     count: int
-    workers: int  # that train, on each
     gpus: int  # of each
     cpus: int  # of each
     memory_gb: int  # of each
 
 
-def plan_nodes(
-    config: ClusterConfig, gpus_a_node: int | None = None, cpus_a_node: int | None = None, memory_gb: int | None = None
-) -> Nodes:
-    """How many machines of which size `workers` fill exactly.
-
-    Machines have 8 GPUs, or fewer where the run needs fewer; and 8 CPUs a worker where `cpus_per_worker` is open.
+def gpus_of(config: RunConfig) -> float:
+    """What the run takes, with the workers that evaluate while others train.
 
     Raises:
-        ClusterRequestError: `workers` is open, has no GPUs, or does not fill whole machines.
+        ClusterRequestError: how many workers train is open, or they have no GPUs.
     """
-    if config.address not in (None, "auto"):
-        raise ClusterRequestError(
-            f"cluster.address must be null where a cluster is made for the run, got {config.address}; give "
-            "cluster.address=null"
-        )
-    workers = config.workers
-    if workers is None:
+    cluster = config.cluster
+    if cluster.workers is None:
         raise ClusterRequestError(
             "cluster.workers must say how many GPUs the cluster gets, got null, and this machine's GPUs say nothing of "
             "it; give cluster.workers=8"
         )
-    each = 1.0 if config.gpus_per_worker is None else config.gpus_per_worker
-    if each == 0:
+    if cluster.gpus_per_worker == 0:
         raise ClusterRequestError(
             "cluster.gpus_per_worker must be above 0, got 0: these clusters train on GPUs; give "
             "cluster.gpus_per_worker=1, or train on the CPUs of a cluster that runs: maskrcnn submit"
         )
-    total = workers * each
-    size = gpus_a_node or max(1, min(USUAL_GPUS, math.ceil(total)))
-    if not _fills(workers, each, size):
-        fits = [gpus for gpus in range(1, 17) if _fills(workers, each, gpus)]
-        fix = f"give --gpus-per-node one of {', '.join(map(str, fits))}, or " if fits else ""
+    beside = _evaluators(config)
+    return cluster.workers * _each(config) + (0.0 if beside is None else beside.workers * beside.gpus)
+
+
+def plan_nodes(
+    config: RunConfig,
+    gpus_a_node: int | None = None,
+    cpus_a_node: int | None = None,
+    memory_gb: int | None = None,
+    cpu_workers: int = 0,
+) -> Nodes:
+    """How many machines of which size the run fills exactly, beside `cpu_workers` of CPUs alone.
+
+    They have 8 GPUs, or fewer where the run needs fewer; and 8 CPUs a worker where `cluster.cpus_per_worker` is open.
+
+    Raises:
+        ClusterRequestError: it does not fill them.
+        ClusterError: what the run would say when it starts there.
+    """
+    cluster = config.cluster
+    if cluster.address not in (None, "auto"):
         raise ClusterRequestError(
-            f"cluster.workers={workers} with {each:g} GPU each must fill machines of {size} GPUs, got {total:g} GPUs; "
-            f"{fix}change cluster.workers or cluster.gpus_per_worker"
+            f"cluster.address must be null where a cluster is made for the run, got {cluster.address}; give "
+            "cluster.address=null"
         )
-    on_each = round(size / each)
-    wanted = math.ceil(on_each * (USUAL_CPUS if config.cpus_per_worker is None else config.cpus_per_worker))
+    total, each = gpus_of(config), _each(config)
+    size = gpus_a_node or min(USUAL_GPUS, math.ceil(total - 1e-6))
+    if not _fills(total, each, size):
+        fits = [gpus for gpus in range(1, 2 * USUAL_GPUS + 1) if _fills(total, each, gpus)]
+        fix = f"give --gpus-per-node one of {', '.join(map(str, fits))}, or " if fits else ""
+        beside = "" if config.evaluate.during_training is None else " and those of evaluate.during_training"
+        raise ClusterRequestError(
+            f"cluster.workers={cluster.workers} with {each:g} GPU each{beside} must fill machines of {size} GPUs, got "
+            f"{total:g} GPUs; {fix}change cluster.workers or cluster.gpus_per_worker"
+        )
+    evaluators, on_each = _evaluators(config), round(size / each)
+    wanted = math.ceil(
+        on_each * (USUAL_CPUS if cluster.cpus_per_worker is None else cluster.cpus_per_worker)
+        + (0.0 if evaluators is None else evaluators.workers * evaluators.cpus)
+    )
     cpus = wanted if cpus_a_node is None else cpus_a_node
-    if config.cpus_per_worker is not None and wanted > cpus:
+    if cluster.cpus_per_worker is not None and wanted > cpus:
         raise ClusterRequestError(
             f"a machine must have the CPUs of its {on_each} workers, {wanted}, got {cpus}; lower "
             "cluster.cpus_per_worker, or take larger machines"
         )
-    return Nodes(workers // on_each, on_each, size, cpus, memory_gb or cpus * MEMORY_GB_PER_CPU)
+    nodes = Nodes(round(total / size), size, cpus, memory_gb or cpus * MEMORY_GB_PER_CPU)
+    share = {"CPU": float(nodes.count * cpus + cpu_workers * CPUS_OF_CPU_NODE), "GPU": float(nodes.count * size)}
+    plan_workers(cluster, config.train.batch_images, config.data.decode, evaluators, share)
+    return nodes
 
 
-def _fills(workers: int, each: float, gpus: int) -> bool:
-    """Whether the workers fill machines of so many GPUs, without a rest on any."""
-    on_one = round(gpus / each)
-    return on_one >= 1 and math.isclose(on_one * each, gpus) and workers % on_one == 0
+def _each(config: RunConfig) -> float:
+    """GPUs of a worker."""
+    return 1.0 if config.cluster.gpus_per_worker is None else config.cluster.gpus_per_worker
+
+
+def _evaluators(config: RunConfig) -> Layout | None:
+    """As on a cluster of several GPUs: where one trains, there will be another to evaluate on."""
+    during = config.evaluate.during_training
+    return None if during is None else plan_evaluation(during, {"GPU": 2.0})
+
+
+def _fills(total: float, each: float, gpus: int) -> bool:
+    """Whether a run of so many GPUs fills machines of so many, none of them with a share of a worker."""
+    workers, machines = round(gpus / each), round(total / gpus)
+    return min(workers, machines) >= 1 and math.isclose(workers * each, gpus) and math.isclose(machines * gpus, total)
 
 
 def named(config: RunConfig, name: str, uri: str | None) -> RunConfig:

@@ -25,7 +25,7 @@ class SlurmOptions:
 
 def render_slurm(config: RunConfig, words: Sequence[str], options: SlurmOptions) -> str:
     """The script that runs the command `words` on a Ray cluster of the job's nodes. `config` has its train.name."""
-    nodes = plan_nodes(config.cluster, options.gpus_a_node, memory_gb=options.memory_gb)
+    nodes = plan_nodes(config, options.gpus_a_node, memory_gb=options.memory_gb)
     check_places(config, None)
     chosen = {"partition": options.partition, "account": options.account}
     lines = [

@@ -14,6 +14,7 @@ from asked import run
 from rayjob_schema import FLAG, TEXT, array, mapping, struct
 
 from pipeline.clusters.aws import AwsOptions, render_aws
+from pipeline.clusters.request import CPUS_OF_CPU_NODE
 from pipeline.clusters.slurm import SlurmOptions, render_slurm
 
 ROOT = Path(__file__).parents[3]
@@ -186,3 +187,9 @@ def test_mlflow_server_knows_its_options(compose):
     known = {option for parameter in cli.commands["server"].params for option in parameter.opts}
     used = options_of(shlex.join(compose["services"]["mlflow"]["command"]))
     assert used and used <= known, used - known
+
+
+def test_nodes_of_cpus_have_as_many_as_is_said():
+    made = yaml.safe_load(render_aws(run(), AwsOptions("a", "fs-01234567")))
+    assert made["available_node_types"]["data"]["resources"] == {"CPU": CPUS_OF_CPU_NODE}
+    assert f"&cpu_node {{cpu: {CPUS_OF_CPU_NODE}, " in (FOLDER / "kuberay.yaml").read_text()

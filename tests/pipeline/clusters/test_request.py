@@ -11,53 +11,85 @@ from pipeline.clusters.request import (
     check_image,
     check_mount,
     check_places,
+    gpus_of,
     label,
     named,
     plan_nodes,
 )
-from pipeline.config import ClusterConfig
 from pipeline.configure import load_config
+from pipeline.errors import UserError
+from pipeline.training.cluster import plan_evaluation, plan_workers
+
+EVALUATORS = "evaluate.during_training"
+DURING = f"{EVALUATORS}.every_steps=2500"
 
 
 @pytest.mark.parametrize(
-    ("config", "gpus_a_node", "nodes"),
+    ("overrides", "gpus_a_node", "nodes"),
     [
-        (ClusterConfig(workers=1), None, Nodes(1, 1, 1, 8, 32)),
-        (ClusterConfig(workers=6), None, Nodes(1, 6, 6, 48, 192)),
-        (ClusterConfig(workers=8), None, Nodes(1, 8, 8, 64, 256)),
-        (ClusterConfig(workers=24), None, Nodes(3, 8, 8, 64, 256)),
-        (ClusterConfig(workers=12), 4, Nodes(3, 4, 4, 32, 128)),
-        (ClusterConfig(workers=8, gpus_per_worker=2, cpus_per_worker=12), None, Nodes(2, 4, 8, 48, 192)),
-        (ClusterConfig(workers=4, gpus_per_worker=0.5, cpus_per_worker=1), None, Nodes(1, 4, 2, 4, 16)),
-        (ClusterConfig(workers=30, gpus_per_worker=0.1, cpus_per_worker=0.25), None, Nodes(1, 30, 3, 8, 32)),
-        (ClusterConfig(workers=2, gpus_per_worker=1, address="auto"), 1, Nodes(2, 1, 1, 8, 32)),
+        (["cluster.workers=1"], None, Nodes(1, 1, 8, 32)),
+        (["cluster.workers=6", "train.batch_images=18"], None, Nodes(1, 6, 48, 192)),
+        (["cluster.workers=8"], None, Nodes(1, 8, 64, 256)),
+        (["cluster.workers=24", "train.batch_images=24"], None, Nodes(3, 8, 64, 256)),
+        (["cluster.workers=12", "train.batch_images=24"], 4, Nodes(3, 4, 32, 128)),
+        (["cluster.gpus_per_worker=2", "cluster.cpus_per_worker=12"], None, Nodes(2, 8, 48, 192)),
+        (["cluster.workers=4", "cluster.gpus_per_worker=0.5", "cluster.cpus_per_worker=1"], None, Nodes(1, 2, 4, 16)),
+        (["cluster.workers=2", "cluster.address=auto"], 1, Nodes(2, 1, 8, 32)),
+        # 7 that train and 1 that evaluates; 2 that train and 2 that evaluate; 8, and evaluation on a CPU
+        (["cluster.workers=7", "train.batch_images=14", DURING], None, Nodes(1, 8, 65, 260)),
+        (
+            ["cluster.workers=2", DURING, f"{EVALUATORS}.workers=2", f"{EVALUATORS}.cpus_per_worker=3"],
+            2,
+            Nodes(2, 2, 22, 88),
+        ),
+        ([DURING, f"{EVALUATORS}.gpus_per_worker=0"], None, Nodes(1, 8, 65, 260)),
+        (["data.decode=cluster"], None, Nodes(1, 8, 64, 256)),
     ],
 )
-def test_workers_fill_machines(config, gpus_a_node, nodes):
+def test_the_run_fills_machines(overrides, gpus_a_node, nodes):
+    config = run(*overrides)
     assert plan_nodes(config, gpus_a_node) == nodes
-    assert nodes.count * nodes.workers == config.workers
-    assert nodes.workers * (config.gpus_per_worker or 1) == pytest.approx(nodes.gpus)
+    assert gpus_of(config) == pytest.approx(nodes.count * nodes.gpus)
+    # What the run asks when it starts there: its workers get what was thought of them.
+    during = config.evaluate.during_training
+    share = {"CPU": float(nodes.count * nodes.cpus), "GPU": float(nodes.count * nodes.gpus)}
+    beside = None if during is None else plan_evaluation(during, share)
+    layout = plan_workers(config.cluster, config.train.batch_images, config.data.decode, beside, share)
+    assert layout.workers == config.cluster.workers
+    assert layout.workers * layout.gpus + (0 if beside is None else beside.workers * beside.gpus) == share["GPU"]
 
 
 @pytest.mark.parametrize(
-    ("config", "gpus_a_node", "message"),
+    ("overrides", "gpus_a_node", "message"),
     [
-        (ClusterConfig(), None, "cluster.workers must say .* got null.*; give cluster.workers=8"),
-        (ClusterConfig(workers=4, gpus_per_worker=0), None, "gpus_per_worker must be above 0, got 0.*; give .*=1"),
-        (ClusterConfig(workers=12), None, "must fill machines of 8 GPUs, got 12 GPUs; .* one of 1, 2, 3, 4, 6, 12, or"),
-        (ClusterConfig(workers=2), 8, "fill machines of 8 GPUs, got 2 GPUs; give --gpus-per-node one of 1, 2, or"),
-        (ClusterConfig(workers=3, gpus_per_worker=0.4), None, "of 2 GPUs, got 1.2 GPUs; change"),
-        (ClusterConfig(workers=8, address="10.0.0.1:6379"), None, "cluster.address must be null .* got 10.0.0.1:6379"),
+        (["cluster.workers=null"], None, "cluster.workers must say .* got null.*; give cluster.workers=8"),
+        (["cluster.gpus_per_worker=0"], None, "gpus_per_worker must be above 0, got 0.*; give .*=1"),
+        (
+            ["cluster.workers=12", "train.batch_images=24"],
+            None,
+            "of 8 GPUs, got 12 GPUs; .* one of 1, 2, 3, 4, 6, 12, or",
+        ),
+        (["cluster.workers=2"], 8, "fill machines of 8 GPUs, got 2 GPUs; give --gpus-per-node one of 1, 2, or"),
+        (["cluster.workers=4", "cluster.gpus_per_worker=0.3"], None, r"of 2 GPUs, got 1\.2 GPUs; change"),
+        ([DURING], None, "and those of evaluate.during_training must fill machines of 8 GPUs, got 9 GPUs"),
+        (["cluster.address=10.0.0.1:6379"], None, "cluster.address must be null .* got 10.0.0.1:6379"),
+        (["data.decode=cluster", "cluster.cpus_per_worker=4"], None, "decodes on CPUs that no worker claims"),
     ],
 )
-def test_what_fills_no_machines_is_refused_with_what_would(config, gpus_a_node, message):
-    with pytest.raises(ClusterRequestError, match=message):
-        plan_nodes(config, gpus_a_node)
+def test_what_fills_no_machines_is_refused_with_what_would(overrides, gpus_a_node, message):
+    with pytest.raises(UserError, match=message):
+        plan_nodes(run(*overrides), gpus_a_node)
+
+
+def test_decoding_on_nodes_of_its_own():
+    config = run("data.decode=cluster", "cluster.cpus_per_worker=4")
+    assert plan_nodes(config, cpu_workers=1) == Nodes(1, 8, 32, 128)
 
 
 def test_a_machine_has_its_workers_cpus():
+    config = run("cluster.workers=4", "cluster.cpus_per_worker=16")
     with pytest.raises(ClusterRequestError, match=r"CPUs of its 4 workers, 64, got 48; lower cluster.cpus_per_worker"):
-        plan_nodes(ClusterConfig(workers=4, cpus_per_worker=16), 4, 48, 192)
+        plan_nodes(config, 4, 48, 192)
 
 
 @pytest.mark.parametrize("limit", [47, 63])
