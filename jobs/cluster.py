@@ -98,10 +98,8 @@ def aws(
 
     run = _load(config, overrides)
     text = render_aws(run, AwsOptions(image, file_system, instance_type, region, mount, cpu_workers))
-    train = shlex.join(_words(config, overrides, run))
-    _hand_over(
-        text, out_path, "ray up {}", "ray dashboard {}", f"maskrcnn submit --follow -- {train[9:]}", "ray down {}"
-    )
+    train = shlex.join(_words(config, overrides, run)[1:])
+    _hand_over(text, out_path, "ray up {}", "ray dashboard {}", f"maskrcnn submit --follow -- {train}", "ray down {}")
 
 
 def _load(path: Path, overrides: list[str] | None) -> "RunConfig":

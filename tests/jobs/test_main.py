@@ -293,6 +293,6 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    for verb in ("shard", "verify", "inspect", "train", "evaluate", "predict", "ui", "tune", "paper"):
+    for verb in ("shard", "verify", "inspect", "train", "evaluate", "predict", "ui", "tune", "paper", "cluster"):
         assert f" {verb} " in done.stdout
     assert "heavy: []" in done.stdout

@@ -16,7 +16,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = CONFIGS / "base.yaml"
 TABLES = sorted(path for path in CONFIGS.rglob("*.yaml") if re.search("^rows:", path.read_text(encoding="utf-8"), re.M))
 SEARCHES = sorted((CONFIGS / "tune").glob("*.yaml"))
-OTHERS = sorted({*CONFIGS.rglob("*.yaml")} - {BASE, *TABLES, *SEARCHES})
+CLUSTERS = sorted((CONFIGS / "cluster").glob("*.yaml"))  # of other programs
+OTHERS = sorted({*CONFIGS.rglob("*.yaml")} - {BASE, *TABLES, *SEARCHES, *CLUSTERS})
 
 
 def test_base_alone_is_the_defaults():
