@@ -5,21 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / "configs/cluster"
-_ALONE = re.compile(r"^( *)<([a-z_]+)>\n", re.MULTILINE)
-_NAME = re.compile(r"<([a-z_]+)>")
+_NAME = re.compile(r"^(?P<indent> *)<(?P<alone>[a-z_]+)>\n|<(?P<name>[a-z_]+)>", re.MULTILINE)
 
 
 def fill(file: str, values: Mapping[str, str | int]) -> str:
     """The text of a file with each <name> replaced by its value, which must be safe where it stands.
 
-    A name alone on its line stands for as many lines as its value has, indented as it is.
+    A name alone on its line stands for as many lines as its value has, none too, indented as it is. What a value holds
+    is not looked at again.
     """
 
-    def lines(match: re.Match[str]) -> str:
-        text = str(values[match[2]])
-        return "".join(f"{match[1]}{line}\n" if line else "\n" for line in text.splitlines())
+    def value(match: re.Match[str]) -> str:
+        if match["name"]:
+            return str(values[match["name"]])
+        lines = str(values[match["alone"]]).splitlines()
+        return "".join(f"{match['indent']}{line}\n" for line in lines)
 
-    # One pass: what a value holds is never looked at.
-    text = (FOLDER / file).read_text(encoding="utf-8")
-    both = re.compile(f"{_ALONE.pattern}|{_NAME.pattern}", re.MULTILINE)
-    return both.sub(lambda match: lines(match) if match[2] else str(values[match[3]]), text)
+    return _NAME.sub(value, (FOLDER / file).read_text(encoding="utf-8"))
