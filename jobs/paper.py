@@ -95,7 +95,7 @@ def _show(plan: Plan, table: Table, trials: Sequence[Trial]) -> None:
     of = "generated scenes" if plan.about["budget"] == "tiny" else str(plan.original.data.val)
     many = f"{seeds} seeds" if seeds > 1 else "one seed"
     title = f"table {table.table}, {table.title}: {plan.about['budget']} budget on {of}, {many}"
-    out.print(shown(found, title))
+    out.print(shown(found, title, out.width))
     config = plan.config
     tracker = Tracker.start(config.track.uri or "", config.track.experiment, plan.name, plan.directory)
     for path in write_files(found, plan.directory):
