@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from pipeline.config import RunConfig
 from pipeline.configure import ConfigError
+from pipeline.search.dimension import LISTED, Dimension, SpaceError
 from pipeline.search.settings import Search
-from pipeline.search.space import LISTED, Dimension, Settings, Space, SpaceError, apply, require_buildable
+from pipeline.search.space import Settings, Space, apply, require_buildable
 from pipeline.search.trials import Candidate, Trial, candidate
 
 _CHECKED = 64  # random settings that are tried before TPE starts, which makes its own
@@ -142,4 +143,4 @@ def _suggest(trial: Any, dimension: Dimension) -> Any:
     low, high = dimension.values
     if dimension.kind == "int":
         return trial.suggest_int(dimension.key, low, high)
-    return trial.suggest_float(dimension.key, low, high, log=dimension.kind == "log_uniform")
+    return dimension.rounded(trial.suggest_float(dimension.key, low, high, log=dimension.kind == "log_uniform"))

@@ -155,7 +155,7 @@ def shown(found: Sequence[Cell], title: str, width: int) -> Group:
 class _Column(NamedTuple):
     """Numbers of one metric as text."""
 
-    head: tuple[str, ...]  # lines: of what, and of which split the paper's are, if not of val
+    head: list[str]  # lines: of what, and of which split the paper's are, if not of val
     rows: list[list[str]]  # of each row a text for each of _LABELS; the first row has no differences
 
     @property
@@ -171,8 +171,8 @@ def _columns(found: Sequence[Cell]) -> list[_Column]:
         if cell.row != first:
             lines += [_number(difference, "+") for difference in apart[cell.row, cell.column]]
         task, _, stat = cell.metric.partition("/")
-        head = (cell.metric,) if len(cell.metric) <= _HEAD_WIDTH else (f"{task}/", stat)
-        head += () if cell.split == "val" else (cell.split,)
+        head = [cell.metric] if len(cell.metric) <= _HEAD_WIDTH else [f"{task}/", stat]
+        head += [] if cell.split == "val" else [cell.split]
         columns.setdefault(cell.column, _Column(head, [])).rows.append(lines)
     return list(columns.values())
 

@@ -1,6 +1,7 @@
 """Tables of the paper as lists of trainings: what a budget keeps, and what is said of the results."""
 
 import csv
+import functools
 import io
 import json
 import math
@@ -24,16 +25,19 @@ TABLES = sorted(PAPER.glob("table_*.yaml"))
 
 
 def table(name: str) -> Table:
-    return load_table(PAPER / f"table_{name}.yaml")
+    return loaded(PAPER / f"table_{name}.yaml")
+
+
+loaded = functools.cache(load_table)
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_a_tiny_budget_keeps_what_tells_rows_apart(path: Path) -> None:
     """Rows that are different networks or recipes at full size are different at the tiny one too, and can be built."""
-    rows, left = runnable(load_table(path))
+    rows, left = runnable(loaded(path))
     assert rows and all(reason for reason in left.values())
-    full = [row_config(load_table(path), row) for row in rows]
-    tiny = [budget_config(load_table(path), row, "tiny", 0, ["data.train=a", "data.val=b"]) for row in rows]
+    full = [row_config(loaded(path), row) for row in rows]
+    tiny = [budget_config(loaded(path), row, "tiny", 0, ["data.train=a", "data.val=b"]) for row in rows]
     assert len(set(map(to_yaml, full))) == len(rows) == len(set(map(to_yaml, tiny)))
     for before, after in zip(full, tiny, strict=True):
         require_buildable(after.model, path.stem)
@@ -128,7 +132,7 @@ def test_what_is_shown_and_written(found: list[Cell], tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_names_and_numbers_are_whole_at_any_width(path: Path, width: int) -> None:
-    paper = load_table(path)
+    paper = loaded(path)
     rows = [row.name for row in runnable(paper)[0]]
     made = [  # the numbers tell the columns apart
         Cell(row, column.metric, (69.0 + place, 71.0 + place), -80.0 - place, column.split)
