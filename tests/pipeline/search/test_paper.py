@@ -74,6 +74,7 @@ def test_seeds_and_overrides_come_last() -> None:
     full = budget_config(paper, row, "full", 0, [])
     assert full.model == row_config(paper, row).model and full.train.steps == 160000
     assert SEEDS["tiny"] == 2
+    assert [budget_config(paper, row, "tiny", seed, ["train.seed=7"]).train.seed for seed in (0, 1)] == [7, 8]
 
 
 def test_rows_that_cannot_be_compared_are_left_out_with_a_reason() -> None:
