@@ -94,18 +94,19 @@ def _common_metric(config: RunConfig, tried: Mapping[str, RunConfig]) -> str:
     Raises:
         SpaceError: a trial could not train or be compared; all such problems are named.
     """
-    asked = resolve(config)[0].evaluate.during_training
-    common, problems = metrics_of(config, config.data.val or ""), dict[str, str]()
+    if config not in tried.values():  # what is wrong without a trial's settings is not the trial's
+        resolve(config)
+    measured, problems = list[list[str]](), dict[str, str]()
     for words, one in tried.items():
         try:
             resolve(one)
-            measured = metrics_of(one, one.data.val or "")
+            measured.append(metrics_of(one, one.data.val or ""))
         except UserError as error:
             problems.setdefault(str(error), words)
-            continue
-        common = [name for name in common if name in measured]
     if problems:
         raise SpaceError("\n".join(f"{words}: {problem}" for problem, words in problems.items()))
+    asked = config.evaluate.during_training
+    common = [name for name in metrics_of(config, config.data.val or "") if all(name in one for one in measured)]
     metric = judge(common) if asked is None or asked.metric is None else asked.metric
     if metric is None:
         raise SpaceError(
