@@ -1,5 +1,6 @@
 """`maskrcnn paper TABLE [--budget tiny|short|full]`: rows of a table of the paper, trained and compared."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,16 +37,19 @@ def paper(
         data = _generate(table, runs)
     ours, rest = split_overrides(overrides)
     tune = read_tune({"search": "grid", "scheduler": "fifo", "trials": len(rows) * seeds} | ours)
-    places = [f"data.train={data / 'train'}", f"data.val={data / 'val'}", f"cluster.runs_dir={runs}"]
+    where = {"data.train": data / "train", "data.val": data / "val", "cluster.runs_dir": runs}
+    places = [f"{key}={json.dumps(str(path))}" for key, path in where.items()]  # 2024 and "a #1" are paths too
     if budget == "tiny":
         places.append("cluster.workers=2")
     configs = [budget_config(table, row, budget, seed, [*places, *rest]) for seed in range(seeds) for row in rows]
     if budget != "tiny" and configs[0].init.weights is None and table.start != "random":
         raise UserError(f"the table's networks start from {table.start} weights; give them: init.weights=FILE")
-    plan = new_plan(tune, configs[0], f"paper-{name}-{budget}", {}, {"verb": "paper", "table": name, "budget": budget})
+    about = {"verb": "paper", "table": name, "budget": budget}
+    tried = {row.name: config for row, config in zip(rows, configs, strict=False)}
+    plan = new_plan(tune, configs[0], f"paper-{name}-{budget}", {}, about, tried)
     chosen = [
         candidate(number, {"row": rows[number % len(rows)].name, "seed": number // len(rows)}, trial)
-        for number, trial in enumerate(trial_config(config, plan.directory) for config in configs)
+        for number, trial in enumerate(trial_config(one, plan.directory, plan.metric) for one in configs)
     ]
     with err.status("starting Ray"):
         start_ray(plan.config.cluster, dashboard=True)
@@ -95,7 +99,7 @@ def _show(plan: Plan, table: Table, trials: Sequence[Trial]) -> None:
     of = "generated scenes" if plan.about["budget"] == "tiny" else str(plan.original.data.val)
     many = f"{seeds} seeds" if seeds > 1 else "one seed"
     title = f"table {table.table}, {table.title}: {plan.about['budget']} budget on {of}, {many}"
-    out.print(shown(found, title))
+    out.print(shown(found, title, out.width))
     config = plan.config
     tracker = Tracker.start(config.track.uri or "", config.track.experiment, plan.name, plan.directory)
     for path in write_files(found, plan.directory):

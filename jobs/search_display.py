@@ -10,13 +10,13 @@ from rich.table import Table
 
 from jobs.console import err
 from pipeline.evaluation.tables import percent
-from pipeline.search.results import describe, results_table, varied
+from pipeline.search.results import describe, live_table, varied
 from pipeline.search.trials import Trial, best, read_trials
 
 
 @contextmanager
-def search_display(search: Path, metric: str, total: int | None) -> Iterator[Callable[[Trial, str], None]]:
-    """Show a search; gives what to call with each news of a trial. `total`: trials, where it is known."""
+def search_display(search: Path, metric: str, total: int) -> Iterator[Callable[[Trial, str], None]]:
+    """Show a search; gives what to call with each news of a trial. `total`: trials that there will be."""
     if err.is_terminal:
         lock = Lock()
 
@@ -24,7 +24,8 @@ def search_display(search: Path, metric: str, total: int | None) -> Iterator[Cal
             with lock:
                 trials = read_trials(search)
             ended = sum(trial.outcome is not None for trial in trials)
-            return results_table(trials, metric, f"{search.name}: {ended}/{total or len(trials)} trials have ended")
+            title = f"{search.name}: {ended}/{total} trials have ended"
+            return live_table(trials, metric, title, err.size.height)
 
         with Live(get_renderable=table, console=err, refresh_per_second=1, transient=True):
             yield lambda _trial, _news: None
@@ -38,7 +39,7 @@ def search_display(search: Path, metric: str, total: int | None) -> Iterator[Cal
         elif trial.outcome is not None:
             leader = best(trials)
             ended = sum(one.outcome is not None for one in trials)
-            text += f"; {ended}/{total or len(trials)} trials have ended"
+            text += f"; {ended}/{total} trials have ended"
             if leader is not None:
                 text += f", best {metric} {percent(leader.score)} ({leader.name})"
         err.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.tables import percent
 from pipeline.ray_cluster import node_resources, start_ray
 from pipeline.search.budget import Budget
-from pipeline.search.candidates import Listed, Source, Tpe, check_tpe, listed
+from pipeline.search.candidates import Listed, Source, Tpe, check_tpe, listed, tried
 from pipeline.search.plan import Plan, alone, new_plan, plan_budget, read_plan, write_plan
 from pipeline.search.plots import cost_plot, importance_plot, parallel_coordinates
 from pipeline.search.results import results_table, write_best, write_csv
@@ -27,7 +27,7 @@ from pipeline.yaml_core import dump
 def tune(path: Path, overrides: Sequence[str]) -> None:
     """Run it."""
     asked = load_search(path, overrides)
-    plan = new_plan(asked.tune, asked.config, path.stem, asked.tree, {"verb": "tune"})
+    plan = new_plan(asked.tune, asked.config, path.stem, asked.tree, {"verb": "tune"}, tried(asked))
     search = replace(asked, config=plan.config)
     if asked.tune.search == "tpe":
         check_tpe(search)

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -88,9 +90,38 @@ def fingerprint_of(shards: Sequence[Shard], class_names: Sequence[str], category
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+T = TypeVar("T")
+_once: ContextVar[dict[tuple[str, str], Any] | None] = ContextVar("reading_once", default=None)
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Within it a manifest or index is read once, however often it is loaded: to check many configurations at once."""
+    token = _once.set({})
+    try:
+        yield
+    finally:
+        _once.reset(token)
+
+
+def once(kind: str, storage: Storage, read: Callable[[Storage], T]) -> T:
+    """What `read` makes of a directory of shards; within `reading_once` that of the first time."""
+    kept = _once.get()
+    if kept is None:
+        return read(storage)
+    key = kind, storage.uri
+    if key not in kept:
+        kept[key] = read(storage)
+    found: T = kept[key]
+    return found
+
+
 def load_manifest(location: Location) -> Manifest:
     """The manifest of a complete directory of shards, checked. Raises DataError."""
-    storage = Storage.at(location)
+    return once(MANIFEST, Storage.at(location), _load)
+
+
+def _load(storage: Storage) -> Manifest:
     text, content = read_json(storage)
     version = content.get("format_version")
     if version == 1:

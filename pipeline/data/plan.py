@@ -6,6 +6,7 @@ a batch takes the last samples of one epoch and the first of the next. So a posi
 starting at a step, and a rank's share is a slice of the batch.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,12 +108,16 @@ class Plan:
         self.max_instance_pixels = max_instance_pixels
         self.copy_paste_probability = copy_paste_probability
         self.rates = Rates(rates, index.num_rows, seed)
-        self.places = places_of(index)
         self._sample_id, self._instances = index["sample_id"].to_numpy(), index["instances"].to_numpy()
         self._height, self._width = index["height"].to_numpy(), index["width"].to_numpy()
         edges = 2.0 ** np.linspace(-1, 1, aspect_buckets + 1)[1:-1]
         self.bucket = np.digitize(self._width / self._height, edges)  # [N]
         self._cached: dict[int, _Epoch] = {}
+
+    @functools.cached_property  # a tenth of a second of COCO; a search looks at the plans of all its trials
+    def places(self) -> Places:
+        """Where each row lies, as `places_of` says."""
+        return places_of(self.index)
 
     @property
     def samples(self) -> int:

@@ -18,6 +18,7 @@ from pipeline.data.manifest import (
     Manifest,
     Shard,
     load_manifest,
+    once,
     shard_name,
 )
 from pipeline.data.quarantine import DataError
@@ -44,7 +45,10 @@ _ANNOTATION_COLUMNS = [name for name in SCHEMA.names if name not in ("image", "c
 
 def load_index(location: Location) -> pa.Table:
     """One small row a sample, in the order of the shards (INDEX_SCHEMA). Raises DataError."""
-    storage = Storage.at(location)
+    return once(INDEX, Storage.at(location), _load_index)
+
+
+def _load_index(storage: Storage) -> pa.Table:
     load_manifest(storage)
     try:
         table = pq.read_table(pa.BufferReader(_read(storage, INDEX)))

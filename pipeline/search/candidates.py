@@ -3,6 +3,7 @@
 Both begin with the trials of an earlier life of the search that have not ended.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, Protocol
 
 from pipeline.config import RunConfig
 from pipeline.configure import ConfigError
+from pipeline.search.dimension import LISTED, Dimension, SpaceError
 from pipeline.search.settings import Search
-from pipeline.search.space import LISTED, Dimension, Settings, Space, SpaceError, apply, require_buildable
+from pipeline.search.space import Settings, Space, apply, require_buildable
 from pipeline.search.trials import Candidate, Trial, candidate
 
 _CHECKED = 64  # random settings that are tried before TPE starts, which makes its own
@@ -108,30 +110,47 @@ def listed(search: Search) -> list[Candidate]:
     Raises:
         SpaceError: settings that do not go together, or a network that cannot be built.
     """
-    tune, space = search.tune, search.space
-    drawn = space.all() if tune.search == "grid" else space.sample(tune.trials, tune.seed)
-    return [candidate(number, settings, _checked(search.config, settings)) for number, settings in enumerate(drawn)]
+    return [candidate(number, one, _checked(search.config, one)) for number, one in enumerate(_drawn(search))]
 
 
 def check_tpe(search: Search) -> None:
     """Raises SpaceError where TPE cannot search a space, or some settings that it may choose do not go together."""
-    grids = [dimension.key for dimension in search.space.dimensions if dimension.kind == "grid"]
-    if grids:
+    tried(search)
+
+
+def tried(search: Search) -> dict[str, RunConfig]:
+    """Trials that can be known before any starts, by their settings in words: all, or of TPE some that it may choose.
+
+    Raises:
+        SpaceError: settings that do not go together, or a network that cannot be built.
+    """
+    return {_words(settings): _checked(search.config, settings) for settings in _drawn(search)}
+
+
+def _drawn(search: Search) -> list[Settings]:
+    tune, space = search.tune, search.space
+    if tune.search == "grid":
+        return space.all()
+    grids = [dimension.key for dimension in space.dimensions if dimension.kind == "grid"]
+    if tune.search == "tpe" and grids:
         raise SpaceError(f"search: tpe chooses by itself, and {', '.join(grids)} is to be tried whole; use choice")
-    for settings in search.space.sample(_CHECKED, search.tune.seed):
-        _checked(search.config, settings)
+    return space.sample(_CHECKED if tune.search == "tpe" else tune.trials, tune.seed)
+
+
+def _words(settings: Settings) -> str:
+    return "space: " + ", ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
 
 
 def _checked(config: RunConfig, settings: Settings) -> RunConfig:
-    words = ", ".join(f"{key}={value}" for key, value in settings.items())
+    words = _words(settings)
     try:
         changed = apply(config, settings)
     except ConfigError as error:
-        raise SpaceError(f"space: {words}: {error}; add a `when` that keeps them apart") from error
-    require_buildable(changed.model, f"space: {words}")
+        raise SpaceError(f"{words}: {error}; add a `when` that keeps them apart") from error
+    require_buildable(changed.model, words)
     weights = changed.init.weights
-    if "init.weights" in settings and weights is not None and not Path(weights).exists():
-        raise SpaceError(f"space: {words}: there is no weights file or checkpoint {weights}")
+    if weights not in (None, config.init.weights) and not Path(weights).exists():
+        raise SpaceError(f"{words}: there is no weights file or checkpoint {weights}")
     return changed
 
 
@@ -142,4 +161,4 @@ def _suggest(trial: Any, dimension: Dimension) -> Any:
     low, high = dimension.values
     if dimension.kind == "int":
         return trial.suggest_int(dimension.key, low, high)
-    return trial.suggest_float(dimension.key, low, high, log=dimension.kind == "log_uniform")
+    return dimension.rounded(trial.suggest_float(dimension.key, low, high, log=dimension.kind == "log_uniform"))

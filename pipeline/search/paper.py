@@ -42,7 +42,7 @@ def runnable(table: Table) -> tuple[list[Row], dict[str, str]]:
 
 
 def budget_config(table: Table, row: Row, budget: Budget, seed: int, overrides: Sequence[str]) -> RunConfig:
-    """A row's configuration under a budget. `overrides` come last.
+    """A row's configuration under a budget. `overrides` come last; a seed there is that of the first training.
 
     Raises:
         UserError: they are not valid.
@@ -52,7 +52,8 @@ def budget_config(table: Table, row: Row, budget: Budget, seed: int, overrides: 
         config = apply_overrides(config, [*_tiny(config, row_config(table, runnable(table)[0][0])), *_evaluated_once()])
     elif budget == "short":
         config = apply_overrides(config, list(_schedule(config, SHORT_SHARE)))
-    config = apply_overrides(config, [f"train.seed={config.train.seed + seed}", *overrides])
+    config = apply_overrides(config, overrides)
+    config = apply_overrides(config, [f"train.seed={config.train.seed + seed}"])
     steps = config.train.steps
     during = {"every_steps": steps, "cpus_per_worker": 0.25 if budget == "tiny" else 1.0}
     if config.evaluate.during_training is None:  # the end of each training is all that a table shows

@@ -10,10 +10,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table as Shown
+from rich.text import Text
 
 from pipeline.evaluation.tables import Numbers
 from pipeline.search.paper import runnable
@@ -22,6 +24,12 @@ from pipeline.search.trials import Trial
 from pipeline.training.evaluations import evaluations
 from pipeline.variants import Table
 
+_LABELS = ("ours", "paper", "ours - first", "paper - first")  # lines of a row
+_STYLES = ("bold", "", "dim", "dim")
+_NAME_WIDTH = 24  # characters of a row's name in a line
+_HEAD_WIDTH = len("11.2 ± 1.6")  # characters; a longer metric has its task in a line of its own
+_GAP = 3  # characters that a column takes beside its text
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -29,8 +37,14 @@ class Cell:
 
     row: str
     metric: str
-    values: tuple[float, ...]
+    values: tuple[float, ...]  # always of val
     paper: float | None
+    split: str = "val"  # that the paper's is of
+
+    @property
+    def column(self) -> str:
+        """What tells it from the other numbers of its row."""
+        return self.metric if self.split == "val" else f"{self.metric} ({self.split})"
 
     @property
     def mean(self) -> float:
@@ -63,7 +77,7 @@ def cells(table: Table, trials: Sequence[Trial], search_trials: Path) -> list[Ce
                 if value is not None and not math.isnan(value):
                     values.append(100 * value)
             paper = None if row.paper is None else row.paper[place]
-            found.append(Cell(row.name, column.metric, tuple(values), paper))
+            found.append(Cell(row.name, column.metric, tuple(values), paper, column.split))
     return found
 
 
@@ -79,12 +93,12 @@ def number(evaluated: Mapping[str, Numbers], metric: str) -> float | None:
 
 
 def differences(found: Sequence[Cell]) -> dict[tuple[str, str], tuple[float, float | None]]:
-    """(row, metric) -> mean minus that of the first row, ours and the paper's: what an ablation is about."""
-    base = {cell.metric: cell for cell in reversed(found)}
+    """(row, column) -> mean minus that of the first row, ours and the paper's: what an ablation is about."""
+    base = {cell.column: cell for cell in reversed(found)}
     return {
-        (cell.row, cell.metric): (
-            cell.mean - base[cell.metric].mean,
-            None if cell.paper is None or (first := base[cell.metric].paper) is None else cell.paper - first,
+        (cell.row, cell.column): (
+            cell.mean - base[cell.column].mean,
+            None if cell.paper is None or (first := base[cell.column].paper) is None else cell.paper - first,
         )
         for cell in found
     }
@@ -101,32 +115,82 @@ def to_json(found: Sequence[Cell]) -> list[dict[str, Any]]:
             "mean": None if math.isnan(cell.mean) else cell.mean,
             "standard_deviation": None if math.isnan(cell.spread) else cell.spread,
             "paper": cell.paper,
-            "minus_first_row": None if math.isnan(apart[cell.row, cell.metric][0]) else apart[cell.row, cell.metric][0],
-            "paper_minus_first_row": apart[cell.row, cell.metric][1],
+            "paper_split": cell.split,
+            "minus_first_row": None if math.isnan(apart[cell.row, cell.column][0]) else apart[cell.row, cell.column][0],
+            "paper_minus_first_row": apart[cell.row, cell.column][1],
         }
         for cell in found
     ]
 
 
-def shown(found: Sequence[Cell], title: str) -> Shown:
-    """For each row ours with its spread, the paper's, and what both differ by from the first row."""
-    metrics = list(dict.fromkeys(cell.metric for cell in found))
-    by_place = {(cell.row, cell.metric): cell for cell in found}
-    apart = differences(found)
-    table = Shown(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
-    table.add_column("row", overflow="fold")
-    table.add_column("")
-    for metric in metrics:
-        table.add_column(metric, justify="right", no_wrap=True)
+def shown(found: Sequence[Cell], title: str, width: int) -> Group:
+    """For each row ours with its spread, the paper's, and what both differ by from the first row.
+
+    Names and numbers are whole at any usual width: metrics that have no room go on in a block below.
+
+    Args:
+        found: row by row.
+        title: goes above.
+        width: characters that a line may have, as `Console.width` says.
+    """
     rows = list(dict.fromkeys(cell.row for cell in found))
-    for row in rows:
-        mine = [by_place[row, metric] for metric in metrics]
-        table.add_row(row, "ours", *(_ours(cell) for cell in mine), style="bold")
-        table.add_row("", "paper", *(_number(cell.paper) for cell in mine))
-        if row != rows[0]:
-            for name, which in (("ours - first", 0), ("paper - first", 1)):
-                table.add_row("", name, *(_number(apart[row, metric][which], "+") for metric in metrics), style="dim")
+    columns = _columns(found)
+    room = width - 1 - (len(_LABELS[-1]) + _GAP) - _GAP  # for names and metrics
+    widest = max(column.width for column in columns)
+    names = min(max(map(len, rows)), _NAME_WIDTH, max(room - widest - _GAP, 1))
+    blocks: list[list[_Column]] = [[]]
+    left = room - names
+    for column in columns:
+        if blocks[-1] and left < column.width + _GAP:
+            blocks.append([])
+            left = room - names
+        blocks[-1].append(column)
+        left -= column.width + _GAP
+    head = [Text(title, style="bold")]
+    if any(cell.split != "val" for cell in found):
+        head.append(Text("ours is of val; where a split stands below a number, the paper's is of that", style="dim"))
+    return Group(*head, *(_block(rows, block, names) for block in blocks))
+
+
+class _Column(NamedTuple):
+    """Numbers of one metric as text."""
+
+    head: list[str]  # lines: of what, and of which split the paper's are, if not of val
+    rows: list[list[str]]  # of each row a text for each of _LABELS; the first row has no differences
+
+    @property
+    def width(self) -> int:
+        return max(len(line) for lines in (self.head, *self.rows) for line in lines)
+
+
+def _columns(found: Sequence[Cell]) -> list[_Column]:
+    apart, first = differences(found), found[0].row
+    columns: dict[str, _Column] = {}
+    for cell in found:
+        lines = [_ours(cell), _number(cell.paper)]
+        if cell.row != first:
+            lines += [_number(difference, "+") for difference in apart[cell.row, cell.column]]
+        task, _, stat = cell.metric.partition("/")
+        head = [cell.metric] if len(cell.metric) <= _HEAD_WIDTH else [f"{task}/", stat]
+        head += [] if cell.split == "val" else [cell.split]
+        columns.setdefault(cell.column, _Column(head, [])).rows.append(lines)
+    return list(columns.values())
+
+
+def _block(rows: Sequence[str], columns: Sequence[_Column], name_width: int) -> Shown:
+    table = Shown(box=SIMPLE_HEAD)
+    table.add_column("row", overflow="fold", width=name_width)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column("\n".join(column.head), justify="right", no_wrap=True)
+    for row, *cells in zip(rows, *(column.rows for column in columns), strict=True):
+        table.add_row(Text(row, style="bold"), _stacked(_LABELS[: len(cells[0])]), *map(_stacked, cells))
     return table
+
+
+def _stacked(lines: Sequence[str]) -> Text:
+    """One below the other: a name that takes several lines wraps beside them."""
+    return Text("\n").join(Text(line, style=style) for line, style in zip(lines, _STYLES, strict=False))
 
 
 def write_files(found: Sequence[Cell], directory: Path) -> list[Path]:
@@ -148,7 +212,7 @@ def write_files(found: Sequence[Cell], directory: Path) -> list[Path]:
 def plot(found: Sequence[Cell], path: Path) -> None:
     """The first number of each row: ours with every seed on the left, the paper's on the right, scales of their own."""
     metric = found[0].metric
-    mine = [cell for cell in found if cell.metric == metric]
+    mine = [cell for cell in found if cell.column == found[0].column]
     figure, (ours, paper) = new_figure(8.0, 1.4 + 0.4 * len(mine), columns=2)
     places = range(len(mine))[::-1]
     for place, cell in zip(places, mine, strict=True):

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -13,13 +13,15 @@ from typing import Any
 from pipeline.config import DuringTrainingConfig, RunConfig
 from pipeline.configure import from_yaml_text, to_yaml
 from pipeline.data.generation import write_whole
+from pipeline.data.manifest import reading_once
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import choose_protocol, tasks_of
 from pipeline.search.budget import Budget, Resources, plan_trials
+from pipeline.search.dimension import SpaceError
 from pipeline.search.settings import TuneConfig
 from pipeline.search.trials import trials_directory
 from pipeline.tracking.mlflow_store import store_uri
 from pipeline.training.evaluations import judge
+from pipeline.training.resolve import metrics_of, resolve
 from pipeline.training.run import prepare
 
 _FILE, _LOCK = "search.json", ".lock"
@@ -55,22 +57,66 @@ class Plan:
 
 
 def new_plan(
-    tune: TuneConfig, config: RunConfig, default_name: str, space: dict[str, Any], about: dict[str, Any]
+    tune: TuneConfig,
+    config: RunConfig,
+    default_name: str,
+    space: dict[str, Any],
+    about: dict[str, Any],
+    tried: Mapping[str, RunConfig],
 ) -> Plan:
-    """Check the data and where the search is to lie. Nothing is written.
+    """Check the data, all trials that are known, and where the search is to lie. Nothing is written.
+
+    Args:
+        tune: how it is searched.
+        config: that the trials change.
+        default_name: where `tune` has none; the time goes behind it.
+        space: as in the file; empty: the trials are a list.
+        about: what else its verb has to know when it goes on.
+        tried: configurations of trials, by what people call them.
 
     Raises:
-        UserError: the data cannot be trained on, or there is such a search.
+        UserError: the data cannot be trained on, or not by one of the trials, or there is such a search.
     """
     name = tune.name or f"{default_name}-{datetime.now():%Y%m%d-%H%M%S}"
     runs = Path(config.cluster.runs_dir).absolute()
     directory = runs / name
     if directory.exists():
         raise UserError(f"{directory} exists; choose another tune.name, or go on with it: --resume {name}")
-    return Plan(directory, replace(tune, name=name), config, trial_config(config, directory), space, about)
+    with reading_once():
+        metric = _common_metric(config, tried)
+        base = trial_config(config, directory, metric)
+    return Plan(directory, replace(tune, name=name), config, base, space, about)
 
 
-def trial_config(config: RunConfig, directory: Path) -> RunConfig:
+def _common_metric(config: RunConfig, tried: Mapping[str, RunConfig]) -> str:
+    """What all trials can be compared by: evaluate.during_training.metric, or the finest that all have.
+
+    Raises:
+        SpaceError: a trial could not train or be compared; all such problems are named.
+    """
+    if config not in tried.values():  # what is wrong without a trial's settings is not the trial's
+        resolve(config)
+    measured, problems = list[list[str]](), dict[str, str]()
+    for words, one in tried.items():
+        try:
+            resolve(one)
+            measured.append(metrics_of(one, one.data.val or ""))
+        except UserError as error:
+            problems.setdefault(str(error), words)
+    if problems:
+        raise SpaceError("\n".join(f"{words}: {problem}" for problem, words in problems.items()))
+    asked = config.evaluate.during_training
+    common = [name for name in metrics_of(config, config.data.val or "") if all(name in one for one in measured)]
+    metric = judge(common) if asked is None or asked.metric is None else asked.metric
+    if metric is None:
+        raise SpaceError(
+            "the trials have no metric in common, they are scored for different tasks or by different protocols; leave "
+            "out the values that take all heads away, or set evaluate.protocol=coco for all"
+        )
+    return metric
+
+
+def trial_config(config: RunConfig, directory: Path, metric: str) -> RunConfig:
     """What every trial begins with.
 
     Raises:
@@ -80,18 +126,14 @@ def trial_config(config: RunConfig, directory: Path) -> RunConfig:
     during = config.evaluate.during_training
     if during is None:  # trials are compared by their evaluations
         during = DuringTrainingConfig(every_steps=config.train.checkpoint_every_steps)
-    if during.metric is None:  # the same for all, whatever heads the space takes away
-        during = replace(during, metric=judge(tasks_of(config.model)))
     config = replace(
         config,
-        evaluate=replace(config.evaluate, during_training=during),
+        evaluate=replace(config.evaluate, during_training=replace(during, metric=metric)),
         track=replace(config.track, uri=store_uri(config.track.uri, runs)),
         cluster=replace(config.cluster, runs_dir=str(trials_directory(directory))),
         train=replace(config.train, name="trial"),
     )
-    prepared = prepare(config, "trial").config
-    choose_protocol(prepared, prepared.data.val or "")
-    return prepared
+    return prepare(config, "trial").config
 
 
 def plan_budget(plan: Plan, cluster: Sequence[Resources], configs: Sequence[RunConfig], trials: int) -> Budget:

@@ -1,6 +1,5 @@
 """Pictures of a search: which settings go with a high AP, which matter, and what AP costs."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.search.results import describe, short_names, varied
+from pipeline.search.results import describe, short_names, varied, word
 from pipeline.search.trials import WORST, Trial
 
 FEWEST = 4  # trials from which importance says anything
@@ -40,10 +39,10 @@ def axis(name: str, values: Sequence[Any]) -> Axis:
             else ((0.0, f"{low:.3g}"),)
         )
         return Axis(name, heights, ticks)
-    words = list(dict.fromkeys(_word(value) for value in given))
-    places = {word: index / max(len(words) - 1, 1) for index, word in enumerate(words)}
-    heights = tuple(None if value == "" else places[_word(value)] for value in values)
-    return Axis(name, heights, tuple((height, word) for word, height in places.items()))
+    words = list(dict.fromkeys(word(value) for value in given))
+    places = {text: index / max(len(words) - 1, 1) for index, text in enumerate(words)}
+    heights = tuple(None if value == "" else places[word(value)] for value in values)
+    return Axis(name, heights, tuple((height, text) for text, height in places.items()))
 
 
 def axes_of(trials: Sequence[Trial]) -> list[Axis]:
@@ -204,12 +203,8 @@ def _coded(values: Sequence[Any]) -> tuple[list[Any], Any]:
         numbers = [float(value) for value in values]
         low, high = min(numbers), max(numbers)
         return numbers, FloatDistribution(low, high, log=low > 0 and high / low >= 10)
-    words = [_word(value) for value in values]
+    words = [word(value) for value in values]
     return words, CategoricalDistribution(tuple(dict.fromkeys(words)))
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:

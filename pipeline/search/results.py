@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from pipeline.configure import to_yaml
 from pipeline.evaluation.tables import percent
 from pipeline.search.trials import Trial, ranked
 
+_HEAD_LINES = 5  # of a live table: a title of two lines, the heads, a rule, and where the cursor is
+
 
 def varied(trials: Sequence[Trial]) -> list[str]:
     """Keys that not all trials have the same value of, in the order of the space."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.candidate.settings))
-    return [key for key in keys if len({_word(trial.candidate.settings.get(key, "")) for trial in trials}) > 1]
+    return [key for key in keys if len({word(trial.candidate.settings.get(key, "")) for trial in trials}) > 1]
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -39,28 +42,64 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 def describe(trial: Trial, keys: Sequence[str]) -> str:
     """The settings of a trial in a line: body=resnet18 lr=0.01."""
     names, settings = short_names(keys), trial.candidate.settings
-    return " ".join(f"{names[key]}={_word(settings[key])}" for key in keys if key in settings)
+    return " ".join(f"{names[key]}={word(settings[key])}" for key in keys if key in settings)
 
 
 def results_table(trials: Sequence[Trial], metric: str, title: str) -> Table:
-    """A line a trial, the best first: settings that vary, AP in percent, steps, time, why it stopped."""
+    """A trial a row, the best first: AP in percent, steps, time, why it stopped, and whole the settings that vary."""
     keys = varied(trials)
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
-    table.add_column("trial", no_wrap=True)
-    table.add_column("settings", overflow="fold")
-    for name in (f"{metric}, %", "steps", "time"):
-        table.add_column(name, justify="right")
-    table.add_column("stopped")
+    table = _table(f"{title}, {metric} in %", metric, "stopped")
+    table.add_column("settings", ratio=1, overflow="fold")
     for trial in ranked(trials):
+        settings = Text(describe(trial, keys))
+        if trial.outcome is not None and trial.outcome.why == "failed":
+            settings.append("".join(f"\n{line}" for line in trial.outcome.note.strip().splitlines()[-1:]), style="dim")
+        table.add_row(*_numbers(trial), _state(trial), settings)
+    return table
+
+
+def live_table(trials: Sequence[Trial], metric: str, title: str, height: int) -> Table:
+    """A trial a line, those that run first, then the best; what has no room in `height` lines is counted."""
+    keys = varied(trials)
+    running = [trial for trial in trials if trial.outcome is None and trial.progress.attempts]
+    ended = [trial for trial in trials if trial.outcome is not None]
+    waiting = [trial for trial in trials if trial.outcome is None and not trial.progress.attempts]
+    order = [*ranked(running), *ranked(ended), *waiting]
+    room = max(height - _HEAD_LINES, 2)
+    shown = order if len(order) <= room else order[: room - 1]
+    table = _table(f"{title}, {metric} in %", metric, "state")
+    table.add_column("settings", ratio=1, no_wrap=True, overflow="ellipsis")
+    for trial in shown:
+        table.add_row(*_numbers(trial), _state(trial), Text(describe(trial, keys)))
+    if len(shown) < len(order):
+        left = Counter(map(_state, order[len(shown) :]))
         table.add_row(
-            str(trial.candidate.number),
-            Text(describe(trial, keys)),
-            percent(trial.score),
-            str(trial.steps),
-            _time(trial.progress.seconds),
-            Text(_why(trial)),
+            "...", "", "", "", "", f"{left.total()} more: " + ", ".join(f"{n} {of}" for of, n in left.items())
         )
     return table
+
+
+def _table(title: str, metric: str, state: str) -> Table:
+    """Numbers whole; the settings, which come last, have the width that is left."""
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        expand=True,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("trial", metric.rpartition("/")[2], "steps", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(state, no_wrap=True)
+    return table
+
+
+def _numbers(trial: Trial) -> list[str]:
+    progress = trial.progress
+    return [str(trial.candidate.number), percent(trial.score), str(trial.steps), _time(progress.seconds)]
 
 
 def write_csv(trials: Sequence[Trial], metric: str, path: Path) -> None:
@@ -70,7 +109,7 @@ def write_csv(trials: Sequence[Trial], metric: str, path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["trial", *keys, metric, "steps", "seconds", "attempts", "stopped", "note"])
         for trial in trials:
-            settings = [_word(trial.candidate.settings[key]) if key in trial.candidate.settings else "" for key in keys]
+            settings = [word(trial.candidate.settings[key]) if key in trial.candidate.settings else "" for key in keys]
             score = "" if math.isnan(trial.score) else trial.score
             outcome = ("running", "") if trial.outcome is None else (trial.outcome.why, trial.outcome.note)
             progress = trial.progress
@@ -97,18 +136,16 @@ def write_best(trial: Trial, metric: str, original: RunConfig, search: str, path
     path.write_text(head + to_yaml(config), encoding="utf-8")
 
 
-def _why(trial: Trial) -> str:
+def _state(trial: Trial) -> str:
     if trial.outcome is None:
         return "running" if trial.progress.attempts else "waiting"
-    tries = f", {trial.progress.attempts} tries" if trial.outcome.why == "failed" else ""
-    note = trial.outcome.note.strip().splitlines()[-1:] if trial.outcome.why == "failed" else []
-    return trial.outcome.why + tries + "".join(f": {line[:120]}" for line in note)
+    several = trial.outcome.why == "failed" and trial.progress.attempts > 1
+    return f"failed, {trial.progress.attempts} tries" if several else trial.outcome.why
 
 
-def _word(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+def word(value: Any) -> str:
+    """A setting, every digit: 0.01, fpn, null, [1.0, 2.0]. A line may end between the numbers of a list."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _time(seconds: float) -> str:

@@ -18,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from model.config import COUNT, NOT_NEGATIVE, Limit, Section
 from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, load_config
-from pipeline.search.space import Space, SpaceError, read_space
+from pipeline.search.dimension import SpaceError
+from pipeline.search.space import Space, read_space
 from pipeline.yaml_core import YamlError, parse, read
 
 Searcher = Literal["random", "tpe", "grid"]

@@ -9,14 +9,12 @@ network can be built. `when` names keys of the space or of the configuration; a 
 """
 
 import functools
-import itertools
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, cast, get_args
+from typing import Any, get_origin
 
 import torch
 
@@ -27,43 +25,9 @@ from pipeline.config_keys import annotations, suggest
 from pipeline.configure import ConfigError, apply_overrides, to_dict
 from pipeline.data.storage import Storage
 from pipeline.errors import UserError
+from pipeline.search.dimension import LISTED, Dimension, Kind, SpaceError, never, read_dimension, same
 
-Kind = Literal["choice", "grid", "uniform", "log_uniform", "int"]
 Settings = dict[str, Any]  # dotted name -> value, of one trial
-LISTED: tuple[Kind, ...] = ("choice", "grid")
-FIXED = {  # what has to be the same for all trials, and why
-    "cluster": "the search decides what each trial gets of the cluster",
-    "track": "all trials are logged in one place",
-    "evaluate": "AP of different evaluations does not compare",
-    "data.val": "AP on different pictures does not compare",
-    "train.name": "the search names its trials",
-    "train.steps": "AP after different numbers of steps does not compare; the scheduler stops what is not worth more",
-    "train.checkpoint_every_steps": "trials are compared at the same steps",
-}
-
-
-class SpaceError(UserError):
-    """A space that cannot be searched; the message names every problem found."""
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One key and what it may be."""
-
-    key: str
-    kind: Kind
-    values: tuple[Any, ...]  # of a choice or grid: all of them; else (low, high)
-    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()  # key, its values with which this dimension counts
-
-    def at(self, share: float) -> Any:
-        """The value at a share 0..1 of the dimension: uniform shares give what `kind` says, in four digits."""
-        if self.kind in LISTED:
-            return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
-        low, high = self.values
-        if self.kind == "int":
-            return min(low + int(share * (high - low + 1)), high)
-        value = low * (high / low) ** share if self.kind == "log_uniform" else low + share * (high - low)
-        return min(max(float(f"{value:.4g}"), low), high)
 
 
 @dataclass(frozen=True)
@@ -73,12 +37,19 @@ class Space:
     dimensions: tuple[Dimension, ...]
     fixed: Mapping[str, Any]  # the configuration's own value of each key that a condition names
 
+    def expand(self, options: Callable[[Dimension], Sequence[Any]]) -> list[Settings]:
+        """Every combination of the options of each dimension that counts, given those before it; of none: left out."""
+        found: list[Settings] = [{}]
+        for dimension in self.dimensions:
+            before, found = found, []
+            for settings in before:
+                values = options(dimension) if self.counts(dimension, settings) else ()
+                found += [settings | {dimension.key: value} for value in values] or [settings]
+        return found
+
     def draw(self, pick: Callable[[Dimension], Any]) -> Settings:
         """A value for each dimension that counts, given those before it."""
-        settings: Settings = {}
-        for dimension in self.dimensions:
-            if self.counts(dimension, settings):
-                settings[dimension.key] = pick(dimension)
+        (settings,) = self.expand(lambda dimension: (pick(dimension),))
         return settings
 
     def counts(self, dimension: Dimension, settings: Settings) -> bool:
@@ -87,38 +58,31 @@ class Space:
         for key, wanted in dimension.when:
             if key in own and key not in settings:  # it does not count itself
                 return False
-            if not any(_same(settings.get(key, self.fixed.get(key)), value) for value in wanted):
+            if not any(same(settings.get(key, self.fixed.get(key)), value) for value in wanted):
                 return False
         return True
 
     def combinations(self, kinds: Sequence[Kind]) -> list[Settings]:
         """Every combination of the dimensions of these kinds (listed ones); others are left out."""
-        found: list[Settings] = [{}]
-        for dimension in (d for d in self.dimensions if d.kind in kinds):
-            found = [
-                settings | more
-                for settings in found
-                for more in (
-                    [{dimension.key: value} for value in dimension.values]
-                    if self.counts(dimension, settings)
-                    else [cast(Settings, {})]
-                )
-            ]
-        return found
+        return self.expand(lambda dimension: dimension.values if dimension.kind in kinds else ())
 
     def sample(self, count: int, seed: int) -> list[Settings]:
-        """`count` random draws for each combination of grids. Equal ones are drawn again; a small space gives fewer."""
+        """`count` random draws for each combination of grids. Equal ones are drawn again; a small space gives fewer.
+
+        A grid that counts only beside something drawn is tried whole with each draw that has it, all else the same.
+        """
         found: list[Settings] = []
         for index, grid in enumerate(self.combinations(("grid",))):
             rng = Random(f"{seed}/{index}")  # strings seed the same way in every process
-            mine: list[Settings] = []
+            draws = 0
             for _ in range(50 * count):
-                drawn = self.draw(lambda d: grid[d.key] if d.key in grid else d.at(rng.random()))  # noqa: B023
-                if drawn not in mine and drawn not in found:
-                    mine.append(drawn)
-                if len(mine) == count:
+                drawn = {d.key: (d.at(rng.random()),) for d in self.dimensions if d.kind != "grid"}
+                drawn |= {key: (value,) for key, value in grid.items()}
+                new = [one for one in self.expand(lambda d: drawn.get(d.key, d.values)) if one not in found]  # noqa: B023
+                found += new
+                draws += bool(new)
+                if draws == count:
                     break
-            found += mine
         return found
 
     def all(self) -> list[Settings]:
@@ -138,20 +102,26 @@ class Space:
 def apply(config: RunConfig, settings: Settings) -> RunConfig:
     """The configuration of a trial.
 
-    A learning rate of the space is meant as it is; one of the configuration scales with the batch (optim.lr).
+    A learning rate of the space is meant as it is; one of the configuration scales with the batch (optim.lr). A section
+    is merged with the configuration's, everything else replaces it: a list, and a mapping such as optim.freeze.
 
     Raises:
         ConfigError: the settings do not go together.
     """
-    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    overrides = []
+    for key, value in settings.items():
+        if get_origin(annotations()[key]) is dict:  # a mapping would be merged with the configuration's
+            overrides.append(f"{key}=null")
+        overrides.append(f"{key}={json.dumps(value)}")
     changed = apply_overrides(config, overrides) if overrides else config
-    if "optim.lr" in settings and "optim.lr_batch_images" not in settings:
+    given = _flatten(settings)  # a section may hold them too
+    if "optim.lr" in given and "optim.lr_batch_images" not in given:
         changed = replace(changed, optim=replace(changed.optim, lr_batch_images=changed.train.batch_images))
-    if "data.train" in settings and changed.data.train is not None:  # trials run in directories of their own
+    if "data.train" in given and changed.data.train is not None:  # trials run in directories of their own
         train = changed.data.train
         uris = Storage.at(train).uri if isinstance(train, str) else tuple(Storage.at(place).uri for place in train)
         changed = replace(changed, data=replace(changed.data, train=uris))
-    if "init.weights" in settings and changed.init.weights is not None:
+    if "init.weights" in given and changed.init.weights is not None:
         changed = replace(changed, init=replace(changed.init, weights=str(Path(changed.init.weights).absolute())))
     return changed
 
@@ -184,7 +154,7 @@ def read_space(tree: Mapping[str, Any], config: RunConfig, source: str) -> Space
     dimensions: list[Dimension] = []
     for key, spec in tree.items():
         try:
-            dimensions.append(_read_dimension(key, spec))
+            dimensions.append(read_dimension(key, spec))
         except SpaceError as error:
             problems.append(str(error))
     if not tree:
@@ -196,7 +166,12 @@ def read_space(tree: Mapping[str, Any], config: RunConfig, source: str) -> Space
         raise SpaceError(_several(source, problems))
     flat = _flatten(to_dict(config))
     space = Space(_in_order(dimensions, source), {name: flat.get(name) for name in names})
+    own = {dimension.key: dimension for dimension in space.dimensions}
     for dimension in space.dimensions:
+        impossible = list(_impossible(dimension, own))
+        if impossible:
+            problems += impossible
+            continue
         conditions = dict(_conditions(dimension, space))
         for value in dimension.values:  # of a range its ends: what lies between is right if they are
             try:
@@ -207,43 +182,6 @@ def read_space(tree: Mapping[str, Any], config: RunConfig, source: str) -> Space
     if problems:
         raise SpaceError(_several(source, list(dict.fromkeys(problems))))
     return space
-
-
-def _read_dimension(key: str, spec: Any) -> Dimension:
-    names = key.split(".")
-    if key not in annotations():
-        raise SpaceError(f"space: {key} is not a key; {suggest(names)}")
-    for name, reason in FIXED.items():
-        if key == name or key.startswith(f"{name}."):
-            raise SpaceError(f"space: {key} cannot be searched: {reason}; set it for all trials, on the command line")
-    kinds = get_args(Kind)
-    if not isinstance(spec, dict) or len(kind := [name for name in spec if name in kinds]) != 1:
-        raise SpaceError(f"space: {key} must hold one of {', '.join(kinds)}, got {json.dumps(spec)[:80]}")
-    strangers = [name for name in spec if name not in (*kinds, "when")]
-    if strangers:
-        raise SpaceError(f"space: {key} has {', '.join(strangers)}, which is not known; beside {kind[0]} goes `when`")
-    values = spec[kind[0]]
-    if not isinstance(values, list) or not values:
-        raise SpaceError(f"space: {key}: {kind[0]} takes a list, got {json.dumps(values)[:80]}")
-    if kind[0] not in LISTED:
-        _check_range(key, kind[0], values)
-    elif any(_same(a, b) for a, b in itertools.combinations(values, 2)):
-        raise SpaceError(f"space: {key}: {kind[0]} holds a value twice: {json.dumps(values)[:80]}; leave one out")
-    when = spec.get("when") or {}
-    if not isinstance(when, dict):
-        raise SpaceError(f"space: {key}: when takes KEY: VALUE, got {json.dumps(when)[:80]}")
-    conditions = tuple((name, tuple(v) if isinstance(v, list) else (v,)) for name, v in when.items())
-    return Dimension(key, cast(Kind, kind[0]), tuple(values), conditions)
-
-
-def _check_range(key: str, kind: str, values: list[Any]) -> None:
-    wanted = int if kind == "int" else (int, float)
-    right = len(values) == 2 and all(isinstance(v, wanted) and not isinstance(v, bool) for v in values)
-    if not right or not all(map(math.isfinite, values)) or not values[0] < values[1]:
-        what = "whole numbers" if kind == "int" else "numbers"
-        raise SpaceError(f"space: {key}: {kind} takes two {what}, [low, high], got {json.dumps(values)[:80]}")
-    if kind == "log_uniform" and values[0] <= 0:
-        raise SpaceError(f"space: {key}: log_uniform must be above 0, got {values[0]}; use uniform")
 
 
 def _in_order(dimensions: Sequence[Dimension], source: str) -> tuple[Dimension, ...]:
@@ -260,17 +198,30 @@ def _in_order(dimensions: Sequence[Dimension], source: str) -> tuple[Dimension, 
 
 
 def _conditions(dimension: Dimension, space: Space) -> Iterator[tuple[str, Any]]:
-    """Settings under which a dimension counts: the first value of each condition, those of conditions first."""
+    """Settings under which a dimension counts, those of conditions first: the configuration's, where they hold."""
     own = {d.key: d for d in space.dimensions}
     for key, wanted in dimension.when:
         if key in own:
             yield from _conditions(own[key], space)
-        yield key, wanted[0]
+            yield key, wanted[0]
+        elif not any(same(space.fixed[key], value) for value in wanted):
+            yield key, wanted[0]
 
 
-def _same(one: Any, other: Any) -> bool:
-    """As JSON: 1 is not true."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+def _impossible(dimension: Dimension, own: Mapping[str, Dimension]) -> Iterator[str]:
+    """What is wrong with values of its conditions: those that the named key never has."""
+    for key, wanted in dimension.when:
+        other = own.get(key)
+        if other is not None and other.kind not in (*LISTED, "int"):
+            yield (
+                f"space: {dimension.key}: when names {key}, which is drawn from a range ({other.kind}) and meets no "
+                "value exactly; give it a choice, or leave the condition out"
+            )
+            continue
+        for value in wanted:
+            problem = never(key, value, other)
+            if problem is not None:
+                yield f"space: {dimension.key}: when {key} is {json.dumps(value)}, which it never is: {problem}"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ workers read whether to stop early; so a kill at any moment loses neither.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,9 @@ def score(evaluated: Evaluated, during: DuringTrainingConfig) -> float:
     return NO_SCORE if math.isnan(value) else value
 
 
-def judge(tasks: Sequence[str]) -> str:
-    """The metric that judges checkpoints where the configuration names none."""
-    return next(name for name in _JUDGES if name.partition("/")[0] in tasks)
+def judge(measured: Collection[str]) -> str | None:
+    """The metric that judges checkpoints where the configuration names none; None: none of these."""
+    return next((name for name in _JUDGES if name in measured), None)
 
 
 def best_step(evaluated: Mapping[int, Evaluated], during: DuringTrainingConfig) -> int | None:

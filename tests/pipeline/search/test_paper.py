@@ -1,6 +1,8 @@
 """Tables of the paper as lists of trainings: what a budget keeps, and what is said of the results."""
 
 import csv
+import functools
+import io
 import json
 import math
 from pathlib import Path
@@ -23,16 +25,19 @@ TABLES = sorted(PAPER.glob("table_*.yaml"))
 
 
 def table(name: str) -> Table:
-    return load_table(PAPER / f"table_{name}.yaml")
+    return loaded(PAPER / f"table_{name}.yaml")
+
+
+loaded = functools.cache(load_table)
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_a_tiny_budget_keeps_what_tells_rows_apart(path: Path) -> None:
     """Rows that are different networks or recipes at full size are different at the tiny one too, and can be built."""
-    rows, left = runnable(load_table(path))
+    rows, left = runnable(loaded(path))
     assert rows and all(reason for reason in left.values())
-    full = [row_config(load_table(path), row) for row in rows]
-    tiny = [budget_config(load_table(path), row, "tiny", 0, ["data.train=a", "data.val=b"]) for row in rows]
+    full = [row_config(loaded(path), row) for row in rows]
+    tiny = [budget_config(loaded(path), row, "tiny", 0, ["data.train=a", "data.val=b"]) for row in rows]
     assert len(set(map(to_yaml, full))) == len(rows) == len(set(map(to_yaml, tiny)))
     for before, after in zip(full, tiny, strict=True):
         require_buildable(after.model, path.stem)
@@ -69,6 +74,7 @@ def test_seeds_and_overrides_come_last() -> None:
     full = budget_config(paper, row, "full", 0, [])
     assert full.model == row_config(paper, row).model and full.train.steps == 160000
     assert SEEDS["tiny"] == 2
+    assert [budget_config(paper, row, "tiny", seed, ["train.seed=7"]).train.seed for seed in (0, 1)] == [7, 8]
 
 
 def test_rows_that_cannot_be_compared_are_left_out_with_a_reason() -> None:
@@ -108,9 +114,9 @@ def test_mean_spread_and_differences(found: list[Cell]) -> None:
 
 
 def test_what_is_shown_and_written(found: list[Cell], tmp_path: Path) -> None:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    console.print(shown(found, "table"))
-    lines = [" ".join(line.split()) for line in console.export_text().splitlines() if line.strip()]
+    text = io.StringIO()
+    Console(width=100, file=text).print(shown(found, "table", 100))
+    lines = [" ".join(line.split()) for line in text.getvalue().splitlines() if line.strip()]
     assert lines[3:] == [
         *("pool ours 11.0 ± 1.4 5.5 ± 0.7", "paper 26.9 -"),
         *("align ours 14.5 ± 0.7 -", "paper 30.3 31.5", "ours - first +3.5 -", "paper - first +3.4 -"),
@@ -122,6 +128,52 @@ def test_what_is_shown_and_written(found: list[Cell], tmp_path: Path) -> None:
     assert json.loads(paths[1].read_text())[2]["minus_first_row"] == pytest.approx(3.5)
     with Image.open(paths[2]) as image:
         assert image.width > 600 and len(image.convert("RGB").getcolors(1 << 24) or ()) > 50
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_names_and_numbers_are_whole_at_any_width(path: Path, width: int) -> None:
+    paper = loaded(path)
+    rows = [row.name for row in runnable(paper)[0]]
+    made = [  # the numbers tell the columns apart
+        Cell(row, column.metric, (69.0 + place, 71.0 + place), -80.0 - place, column.split)
+        for row in rows
+        for place, column in enumerate(paper.columns)
+    ]
+    text = io.StringIO()
+    Console(width=width, file=text).print(shown(made, "a title", width))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= width and "…" not in text.getvalue()
+    blocks = sum(line.split()[:1] == ["row"] for line in lines)
+    assert 1 <= blocks <= (1 if width == 200 and path.stem != "table_7" else 4)
+    for label, count in (("ours ", len(rows)), ("paper ", len(rows)), ("ours - first ", len(rows) - 1)):
+        assert sum(f" {label}" in f" {' '.join(line.split())} " for line in lines) >= count * blocks
+    for place, column in enumerate(paper.columns):
+        words = text.getvalue().split()
+        assert column.metric in words or set(column.metric.replace("/", "/ ").split()) <= set(words)
+        assert text.getvalue().count(f" {70 + place}.0 ± 1.4 ") == len(rows)
+        assert text.getvalue().count(f" -{80 + place}.0 ") == len(rows)
+    names = " ".join(line[2:26].split("  ")[0] for line in lines)  # a name may take several lines
+    for row in rows:
+        assert " ".join(names.split()).count(row) >= blocks, names
+
+
+def test_ours_is_of_val_and_the_papers_may_not_be() -> None:
+    """Table 7 has the AP of both splits."""
+    paper = table("7")
+    row = runnable(paper)[0][0]
+    trial = Trial(candidate(0, {"row": row.name, "seed": 0}, row_config(paper, row)), Progress(), Outcome("failed"))
+    found = cells(paper, [trial], Path())
+    assert [(cell.metric, cell.paper, cell.split) for cell in found[:2]] == [
+        ("cityscapes/AP", 31.5, "val"),
+        ("cityscapes/AP", 26.2, "test"),
+    ]
+    text = io.StringIO()
+    Console(width=120, file=text).print(shown(found, "table", 120))
+    lines = [line.split() for line in text.getvalue().splitlines()]
+    place = next(index for index, line in enumerate(lines) if line[:1] == ["row"])
+    assert lines[place - 1][:2] == ["cityscapes/", "AP"] or lines[place][:3] == ["row", "AP", "test"]
+    assert next(line for line in lines if "paper" in line[:1])[:3] == ["paper", "31.5", "26.2"]
 
 
 def test_only_trials_that_finished_count(tmp_path: Path) -> None:

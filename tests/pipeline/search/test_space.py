@@ -7,8 +7,9 @@ import pytest
 from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, load_config
 from pipeline.search.candidates import check_tpe, listed
+from pipeline.search.dimension import SpaceError
 from pipeline.search.settings import load_search
-from pipeline.search.space import SpaceError, apply, read_space
+from pipeline.search.space import apply, read_space
 from pipeline.training.optim import peak_lr
 
 ROOT = Path(__file__).parents[3]
@@ -120,6 +121,86 @@ def test_a_small_space_gives_no_trial_twice(config: RunConfig) -> None:
     assert len(space.sample(16, seed=0)) == 2
 
 
+def test_a_grid_beside_something_drawn_is_tried_whole_with_each_draw(config: RunConfig) -> None:
+    tree = {
+        "model.trunk.neck": {"choice": ["fpn", "c5"]},
+        "model.trunk.fpn_channels": {"grid": [32, 64, 128], "when": {"model.trunk.neck": "fpn"}},
+        "model.trunk.fpn_norm": {"grid": [None, "gn"], "when": {"model.trunk.fpn_channels": 64}},  # of a grid of those
+        "optim.lr": {"uniform": [0.01, 0.02]},
+    }
+    drawn = read_space(tree, config, "space.yaml").sample(12, seed=0)
+    by_draw: dict[float, list[tuple[object, object]]] = {}
+    for one in drawn:
+        key = (one.get("model.trunk.fpn_channels"), one.get("model.trunk.fpn_norm", "none"))
+        by_draw.setdefault(one["optim.lr"], []).append(key)
+    whole = [(32, "none"), (64, None), (64, "gn"), (128, "none")]
+    assert len(by_draw) == 12 and {tuple(found) for found in by_draw.values()} == {tuple(whole), ((None, "none"),)}
+
+
+def test_a_condition_compares_numbers_as_numbers(config: RunConfig) -> None:
+    ten = load_config(None, [*SMALL, "optim.clip_norm=10.0"])
+    tree = {"optim.momentum": {"choice": [0.8, 0.9], "when": {"optim.clip_norm": 10}}}
+    assert read_space(tree, ten, "space.yaml").sample(2, seed=0) == [{"optim.momentum": 0.8}, {"optim.momentum": 0.9}]
+    of_space = tree | {"optim.clip_norm": {"choice": [10.0, 20.0]}}
+    assert len(read_space(of_space, config, "space.yaml").all()) == 3
+
+
+@pytest.mark.parametrize(
+    ("named", "when", "message"),
+    [
+        (
+            {"choice": ["fpn", "c5"]},
+            "fnp",
+            'when model.trunk.neck is "fnp", which it never is: it is one of "fpn", "c5"',
+        ),
+        ({"choice": ["fpn", "c5"]}, "c4", 'is "c4", which it never is'),  # though it could be configured
+        ({"choice": ["fpn", "c5"]}, ["fpn", "c55"], 'is "c55", which it never is'),
+        ({"choice": ["fpn", "c5"]}, [], "when takes KEY: VALUE or KEY: [VALUE, ...], got"),
+        (None, ["fpn", "c55"], 'is "c55", which it never is: it is one of '),  # the configuration's
+    ],
+)
+def test_a_condition_that_never_holds(
+    named: dict[str, object] | None, when: object, message: str, config: RunConfig
+) -> None:
+    tree: dict[str, object] = {"model.roi.operation": {"choice": ["align"], "when": {"model.trunk.neck": when}}}
+    assert message in problem(tree if named is None else tree | {"model.trunk.neck": named}, config)
+
+
+def test_conditions_on_ranges_and_lists(config: RunConfig) -> None:
+    def when(key: str, value: object, spec: dict[str, object]) -> dict[str, object]:
+        return {"model.roi.operation": {"choice": ["align"], "when": {key: value}}, key: spec}
+
+    assert "drawn from a range (uniform)" in problem(when("optim.lr", 0.01, {"uniform": [0.01, 0.02]}), config)
+    steps = "optim.warmup_steps"
+    assert "it is a whole number from 3 to 5" in problem(when(steps, 6, {"int": [3, 5]}), config)
+    drawn = read_space(when(steps, [4, 5], {"int": [3, 5]}), config, "space.yaml").sample(3, seed=0)
+    assert sorted((one[steps], "model.roi.operation" in one) for one in drawn) == [(3, False), (4, True), (5, True)]
+    lists: dict[str, object] = {"choice": [[1.0], [0.5, 1.0, 2.0]]}
+    ratios = "model.rpn.anchors.ratios"
+    assert "write [[...]] for one list" in problem(when(ratios, [1.0], lists), config)
+    assert len(read_space(when(ratios, [[1]], lists), config, "space.yaml").sample(5, seed=0)) == 2
+
+
+def test_sections_and_mappings_arrive_as_they_are_meant() -> None:
+    """A learning rate in a section is the space's too; a mapping replaces the configuration's."""
+    config = load_config(None, [*SMALL, "optim.freeze={trunk: 5}"])
+    tree = {"optim": {"choice": [{"lr": 0.03}]}, "train.batch_images": {"choice": [4, 8]}}
+    for settings in read_space(tree, config, "space.yaml").all():
+        changed = apply(config, settings)
+        assert peak_lr(changed.optim, changed.train.batch_images) == pytest.approx(0.03)
+    tree = {"optim.freeze": {"choice": [{}, {"rpn": 3}]}}
+    found = [apply(config, one).optim.freeze for one in read_space(tree, config, "space.yaml").all()]
+    assert found == [{}, {"rpn": 3}]
+
+
+def test_narrow_ranges_have_digits_enough(config: RunConfig) -> None:
+    tree = {"optim.momentum": {"uniform": [0.9990, 0.9999]}, "optim.lr": {"log_uniform": [0.001, 0.1]}}
+    drawn = read_space(tree, config, "space.yaml").sample(100, seed=0)
+    assert len({one["optim.momentum"] for one in drawn}) > 95
+    assert max(len(str(one["optim.momentum"])) for one in drawn) == len("0.9991234")
+    assert all(one["optim.lr"] == float(f"{one['optim.lr']:.4g}") for one in drawn)
+
+
 # --- what is refused
 
 
@@ -129,7 +210,8 @@ def test_a_small_space_gives_no_trial_twice(config: RunConfig) -> None:
         ({"optim.lrr": {"uniform": [0, 1]}}, "optim.lrr is not a key; did you mean optim.lr?"),
         ({"box_loss": {"choice": ["giou"]}}, "did you mean model.box.box_loss?"),
         ({"model.trunk.body": {"choice": ["resnet18", "resnet19"]}}, "model.trunk.body must be one of"),
-        ({"optim.warmup_steps": {"uniform": [1, 2.5]}}, "optim.warmup_steps must be a whole number, got 2.5"),
+        ({"optim.warmup_steps": {"uniform": [1, 9]}}, "takes a whole number, which uniform does not give; use int"),
+        ({"optim.warmup_steps": {"log_uniform": [1, 9]}}, "which log_uniform does not give; use int"),
         ({"optim.momentum": {"uniform": [0.5, 1.5]}}, "optim.momentum must be at least 0 and at most 1, got 1.5"),
         ({"optim.lr": {"uniform": [0.1, 0.01]}}, "takes two numbers, [low, high], got [0.1, 0.01]"),
         ({"optim.lr": {"log_uniform": [0, 0.01]}}, "log_uniform must be above 0, got 0; use uniform"),
@@ -143,6 +225,8 @@ def test_a_small_space_gives_no_trial_twice(config: RunConfig) -> None:
         ({"train.steps": {"choice": [10, 20]}}, "train.steps cannot be searched: AP after different numbers of steps"),
         ({"cluster.workers": {"choice": [1, 2]}}, "cluster.workers cannot be searched"),
         ({"optim.lr": {"choice": [0.1], "when": {"model.trunk.nek": "fpn"}}}, "did you mean model.trunk.neck?"),
+        ({"train": {"choice": [{"steps": 10}]}}, "train cannot be searched whole: it holds train.name"),
+        ({"data": {"choice": [{"val": "x"}]}}, "data cannot be searched whole: it holds data.val"),
         ({}, "there is nothing to search"),
     ],
 )

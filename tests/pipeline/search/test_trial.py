@@ -37,7 +37,7 @@ def search(shapes: Path, store: str, tmp_path: Path) -> Path:
         *(f"track.uri={store}", f"track.experiment={tmp_path.name}"),
         *("train.batch_images=4", "optim.milestones=[]", f"cluster.runs_dir={tmp_path}"),
     ]
-    plan = new_plan(TuneConfig(name="s"), load_config(None, overrides), "s", {}, {"verb": "tune"})
+    plan = new_plan(TuneConfig(name="s"), load_config(None, overrides), "s", {}, {"verb": "tune"}, {})
     write_plan(plan)
     assert read_plan(tmp_path, "s") == plan
     write_candidates(plan.directory, [candidate(0, {"optim.lr": 0.1}, plan.config)])
@@ -135,4 +135,4 @@ def test_a_search_is_one_process_and_one_name(search: Path) -> None:
         read_plan(search.parent, "t")
     config = read_plan(search.parent, "s").original
     with pytest.raises(UserError, match=r"exists; choose another tune.name, or go on with it: --resume s"):
-        new_plan(TuneConfig(name="s"), config, "s", {}, {})
+        new_plan(TuneConfig(name="s"), config, "s", {}, {}, {})

@@ -1,7 +1,9 @@
 """Trials as files, what comes next, what stops them, and how they are shown."""
 
 import csv
+import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from rich.console import Console
+from rich.table import Table
 
 from pipeline.config import RunConfig
 from pipeline.configure import load_config
@@ -22,7 +25,7 @@ from pipeline.search.plots import (
     parallel_coordinates,
     pareto,
 )
-from pipeline.search.results import results_table, short_names, write_best, write_csv
+from pipeline.search.results import live_table, results_table, short_names, write_best, write_csv
 from pipeline.search.search import scheduler
 from pipeline.search.settings import Search, TuneConfig
 from pipeline.search.space import read_space
@@ -210,16 +213,78 @@ def trials(config: RunConfig) -> list[Trial]:
 
 
 def test_the_table(trials: list[Trial]) -> None:
-    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
-    console.print(results_table(trials, "mask/AP", "a search"))
-    lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
-    rows = [line for line in lines if line[0].isdigit()]
-    assert [row[0] for row in rows] == ["1", "0", "2", "3", "4"]  # by AP
-    assert rows[0] == ["1", "neck=fpn", "lr=0.02", "fpn_channels=128", "34.0", "4", "0:40", "finished"]
-    assert rows[2][:3] == ["2", "neck=c5", "lr=0.1"] and rows[2][-2:] == ["stopped", "early"]
-    assert rows[3][3:] == ["0.0", "2", "0:03", "diverged"]
-    assert " ".join(rows[4]).endswith("- 0 0:10 failed, 1 tries: OSError: disk full")
-    assert "momentum" not in console.export_text()  # the same in all
+    text = printed(results_table(trials, "mask/AP", "a search"), 140)
+    rows = [" ".join(line.split()) for line in text.splitlines()[3:]]
+    assert rows == [  # by AP
+        "1 34.0 4 0:40 finished neck=fpn lr=0.02 fpn_channels=128",
+        "0 21.0 4 0:20 finished neck=fpn lr=0.01 fpn_channels=64",
+        "2 5.0 2 0:04 stopped early neck=c5 lr=0.1",
+        "3 0.0 2 0:03 diverged neck=c5 lr=0.9",
+        "4 - 0 0:10 failed neck=fpn lr=0.002 fpn_channels=64",
+        "OSError: disk full",
+    ]  # and no momentum: it is the same in all
+
+
+def printed(table: Table, width: int) -> str:
+    text = io.StringIO()
+    Console(width=width, file=text).print(table)
+    return text.getvalue()
+
+
+def many(config: RunConfig, count: int) -> list[Trial]:
+    """Trials of 12 settings each: of each five one runs, one waits, the others have ended."""
+    whys: tuple[Why | None, ...] = (None, "finished", "stopped early", "failed", None)
+    made = []
+    for number in range(count):
+        named = {f"model__trunk__a_long_name_{place}": place + number / 1000 for place in range(11)}
+        named |= {"model__rpn__anchors__sizes_px": [number + 16.5, 32.5, 64.5, 128.5, 256.5]}
+        why = whys[number % 5]
+        one = trial(config, number, [0.01 * number], why, 3700.0, "OSError: disk full", **named)
+        waits = number % 5 == 4
+        made.append(replace(one, progress=Progress()) if waits else one)
+    return made
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_last_table_has_every_setting_and_number_whole(width: int, config: RunConfig) -> None:
+    made = many(config, 10)
+    text = printed(results_table(made, "mask/AP", "a search"), width)
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    settings = " ".join(text.split())
+    for one in made:
+        for key, value in one.candidate.settings.items():
+            name = key.rpartition(".")[2]
+            for number in value if isinstance(value, list) else [value]:
+                assert (f" {name}={number} " if number is value else f"{number}") in settings, (name, number)
+    assert settings.count("1:01:40") == 8 and settings.count("OSError: disk full") == 2 and " 1.0 " in settings
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_a_live_table_is_a_line_a_trial_and_fits_a_terminal(width: int, config: RunConfig) -> None:
+    def lines(count: int, height: int) -> list[str]:
+        title = "backbone_and_loss-20261125-010203: 9/16 trials have ended"
+        return printed(live_table(many(config, count), "mask/AP", title, height), width).splitlines()
+
+    found = lines(16, 24)
+    assert len(found) < 24 and max(map(len, found)) <= width
+    assert [int(line.split()[0]) for line in found[3:]] == [
+        *(15, 10, 5, 0),  # run, by AP
+        *(11, 6, 1),  # ended well
+        *(12, 7, 2),  # stopped
+        *(3, 8, 13),  # failed
+        *(4, 9, 14),  # wait
+    ]
+    assert found[3].split()[:5] == ["15", "15.0", "2", "1:01:40", "running"] and found[3].rstrip().endswith("…")
+    several = lines(100, 24)
+    assert len(several) == 22 and several[-1].split()[:4] == ["...", "82", "more:", "2"]
+    assert "2 running, 20 finished, 20 stopped early" in several[-1] or width == 80
+
+
+def test_the_numbers_of_a_narrow_range_are_told_apart(config: RunConfig) -> None:
+    text = printed(
+        results_table([trial(config, n, [0.1], optim__momentum=0.999 + n * 1e-6) for n in (1, 2)], "a", "b"), 80
+    )
+    assert "momentum=0.999001" in text and "momentum=0.999002" in text
 
 
 def test_short_names_tell_keys_apart() -> None:
