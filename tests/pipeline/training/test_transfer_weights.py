@@ -213,7 +213,12 @@ def test_the_benchmark(config: RunConfig, tmp_path: Path, shapes: Path) -> None:
     assert found is not None and found.shared == 8
     theirs = read_tensors(tmp_path / "pre" / MODEL)
     assert all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items())
+    mapped = replace(plain, init=InitConfig(transfer=TransferConfig(classes={"star": None})))
+    _, less = started(mapped, 5, tmp_path / "pre")
+    assert less is not None and less.shared == 7
     scratch, transferred = (trial(plain, 5, place, done.append) for place in (None, tmp_path / "pre"))
     assert (scratch.start, transferred.start, scratch.seed) == ("scratch", "transferred", 5)
     assert scratch.target == str(shapes / "train")
-    assert scratch.aps.keys() == {"box", "mask"} and all(0 <= ap <= 1 for ap in transferred.aps.values())
+    assert list(scratch.aps) == ["box AP", "box AP50", "mask AP", "mask AP50"] and all(
+        0 <= ap <= 1 for ap in transferred.aps.values()
+    )
