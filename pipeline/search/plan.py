@@ -15,12 +15,13 @@ from pipeline.configure import from_yaml_text, to_yaml
 from pipeline.data.generation import write_whole
 from pipeline.data.manifest import reading_once
 from pipeline.errors import UserError
-from pipeline.search.budget import Budget, Resources, plan_trials
+from pipeline.search.budget import Budget, plan_trials
 from pipeline.search.dimension import SpaceError
 from pipeline.search.settings import TuneConfig
 from pipeline.search.trials import trials_directory
 from pipeline.tracking.mlflow_store import store_uri
 from pipeline.training.evaluations import judge
+from pipeline.training.placement import Resources
 from pipeline.training.resolve import metrics_of, resolve
 from pipeline.training.run import prepare
 
