@@ -11,24 +11,21 @@ a trial is killed in the seconds before, they stay taken till the search starts 
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pipeline.search.budget import Budget
 from pipeline.search.candidates import Source
 from pipeline.search.plan import Plan
-from pipeline.search.settings import TuneConfig
+from pipeline.search.scheduler import scheduler
 from pipeline.search.trial import SCORE, STEPS, WHY, run_trial
 from pipeline.search.trials import Outcome, Trial, Why, read_trial, read_trials, write_candidates, write_outcome
 from pipeline.tracking.mlflow_store import credentials
 
-HYPERBAND_BRACKETS = 3
 _TRIAL_MEMORY = 64 << 20  # bytes; Tune refuses a trial that claims nothing, and the CPUs are its workers' to claim
 News = Callable[[Trial, str], None]
 
@@ -74,36 +71,6 @@ def run_search(plan: Plan, source: Source, budget: Budget, parent: str | None, o
     if any(one.outcome is None for one in trials):  # Tune takes ctrl-c for itself, and returns
         raise KeyboardInterrupt
     return trials
-
-
-def scheduler(settings: TuneConfig, steps: int, first: int, earlier: Sequence[Trial]) -> TrialScheduler:
-    """What stops trials, as if it had seen those that have ended.
-
-    Args:
-        settings: which, and how strict.
-        steps: of a trial that is not stopped.
-        first: steps of the first evaluation.
-        earlier: trials of the search.
-    """
-    if settings.scheduler == "fifo":
-        return FIFOScheduler()
-    made = AsyncHyperBandScheduler(
-        time_attr=STEPS,
-        metric=SCORE,
-        mode="max",
-        max_t=steps + 1,  # at the last step a trial ends by itself
-        grace_period=min(settings.grace_steps or first, steps),
-        reduction_factor=settings.reduction_factor,
-        brackets=HYPERBAND_BRACKETS if settings.scheduler == "hyperband" else 1,
-    )
-    for trial in earlier:
-        if trial.outcome is None:
-            continue  # it tells of its reports itself
-        past: Any = SimpleNamespace(trial_id=f"past-{trial.name}")
-        made.on_trial_add(None, past)
-        for report in trial.progress.reports:
-            made.on_trial_result(None, past, {STEPS: report.steps, SCORE: report.score})
-    return made
 
 
 class _Numbers(Searcher):  # type: ignore[misc]  # Ray has no types here

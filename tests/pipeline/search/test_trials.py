@@ -5,7 +5,6 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +25,6 @@ from pipeline.search.plots import (
     pareto,
 )
 from pipeline.search.results import live_table, results_table, short_names, write_best, write_csv
-from pipeline.search.search import scheduler
 from pipeline.search.settings import Search, TuneConfig
 from pipeline.search.space import read_space
 from pipeline.search.trials import (
@@ -166,32 +164,6 @@ def test_tpe_goes_on_where_it_was(config: RunConfig) -> None:
         left.append(one.number)
         again.tell(one.number, 0.1)
     assert left == [12, 13]
-
-
-# --- what stops them
-
-
-def test_a_scheduler_that_was_started_anew_knows_what_earlier_trials_reached(config: RunConfig) -> None:
-    settings = TuneConfig(reduction_factor=2.0)
-    earlier = [
-        trial(config, 0, [0.5, 0.6, 0.7]),
-        trial(config, 1, [0.3], "stopped early"),
-        trial(config, 2, [0.9], None),
-    ]
-    made: Any = scheduler(settings, 6, 2, earlier)
-
-    def decide(name: str, steps: int, score: float) -> str:
-        return str(made.on_trial_result(None, SimpleNamespace(trial_id=name), {"steps": steps, "score": score}))
-
-    for name in ("good", "bad"):
-        made.on_trial_add(None, SimpleNamespace(trial_id=name))
-    assert decide("bad", 2, 0.2) == "STOP"  # half of 0.5, 0.3 is 0.4
-    assert decide("good", 2, 0.45) == "CONTINUE"
-    fresh: Any = scheduler(settings, 6, 2, [])
-    fresh.on_trial_add(None, SimpleNamespace(trial_id="bad"))
-    assert fresh.on_trial_result(None, SimpleNamespace(trial_id="bad"), {"steps": 2, "score": 0.2}) == "CONTINUE"
-    assert type(scheduler(TuneConfig(scheduler="fifo"), 6, 2, earlier)).__name__ == "FIFOScheduler"
-    assert len(scheduler(TuneConfig(scheduler="hyperband"), 600, 2, [])._brackets) == 3
 
 
 # --- how they are shown
