@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from jobs import benchmarks, cluster, cluster_jobs, shard_formats, training_verbs
 from jobs.arguments import Overrides
-from jobs.console import err, out
+from jobs.console import err, out, stop_on_sigterm
 from pipeline.errors import UserError
 
 
@@ -29,6 +29,7 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
+        stop_on_sigterm()
         try:
             return super().invoke(ctx)
         except UserError as error:

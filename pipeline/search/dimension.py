@@ -20,6 +20,7 @@ FIXED = {  # what has to be the same for all trials, and why
     "cluster": "the search decides what each trial gets of the cluster",
     "track": "all trials are logged in one place",
     "evaluate": "AP of different evaluations does not compare",
+    "data.decode": "the search plans CPUs for one way to decode",
     "data.val": "AP on different pictures does not compare",
     "train.name": "the search names its trials",
     "train.steps": "AP after different numbers of steps does not compare; the scheduler stops what is not worth more",

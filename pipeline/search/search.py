@@ -23,10 +23,20 @@ from pipeline.search.candidates import Source
 from pipeline.search.plan import Plan
 from pipeline.search.scheduler import scheduler
 from pipeline.search.trial import SCORE, STEPS, WHY, run_trial
-from pipeline.search.trials import Outcome, Trial, Why, read_trial, read_trials, write_candidates, write_outcome
+from pipeline.search.trials import (
+    Outcome,
+    Trial,
+    Why,
+    read_events,
+    read_trial,
+    read_trials,
+    write_candidates,
+    write_outcome,
+)
 from pipeline.tracking.mlflow_store import credentials
 
 _TRIAL_MEMORY = 64 << 20  # bytes; Tune refuses a trial that claims nothing, and the CPUs are its workers' to claim
+_LOOK_SECONDS = 1.0  # how often for what went wrong in trials
 News = Callable[[Trial, str], None]
 
 
@@ -102,6 +112,19 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, search: Path, steps: int, metric: str, on_news: News) -> None:
         self._search, self._steps, self._metric, self._on_news = search, steps, metric, on_news
+        # What an earlier life told of is no news.
+        self._read_to = {
+            number: read_events(search, number, 0)[1]
+            for number in (trial.candidate.number for trial in read_trials(search))
+        }
+        self._look_at = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            for trial in trials:
+                if trial.status == "RUNNING":
+                    self._tell_events(trial)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         found = self._read(trial)
@@ -114,6 +137,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             self._on_news(self._read(trial), f"step {result[STEPS]} of {self._steps}: {told}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._tell_events(trial)
         found = self._read(trial)
         self._on_news(found, f"failed, and is tried again: {_last_line(found.progress.error)}")
 
@@ -127,7 +151,14 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         note = f"at step {last.get(STEPS)} by the scheduler" if why == "stopped early" else ""
         self._end(trial, Outcome(why, self._read(trial).progress.error or note))
 
+    def _tell_events(self, trial: Any) -> None:
+        number = trial.config["number"]
+        news, self._read_to[number] = read_events(self._search, number, self._read_to.get(number, 0))
+        for line in news:
+            self._on_news(self._read(trial), line)
+
     def _end(self, trial: Any, outcome: Outcome) -> None:
+        self._tell_events(trial)
         write_outcome(self._search, trial.config["number"], outcome)
         found = self._read(trial)
         note = f" {outcome.note}" if outcome.why == "stopped early" else ""

@@ -215,10 +215,30 @@ class Tracker:
             _log.warning("%s", problem)
 
     def finish_other(self, run_id: str, status: Status, tags: Mapping[str, str]) -> None:
-        """Close another run of the store, whose process is gone."""
+        """Close another run of the store, whose process is gone. The store is not waited for.
+
+        Raises:
+            TrackingError: it did not take that now.
+        """
+        from mlflow.exceptions import MlflowException
+
         other = Tracker(self._client, self.uri, self.experiment_id, run_id, resumed=True)
-        other.log_tags(tags)
-        other.finish(status)
+        try:
+            other.log_tags(tags)
+            self._client.set_terminated(run_id, status)
+        except MlflowException as error:
+            raise TrackingError(
+                f"MLflow at {self.uri} did not take the end of run {run_id}: {_first_line(error)}"
+            ) from error
+
+    def is_open(self, run_id: str) -> bool:
+        """Whether another run of the store has not ended there. Raises TrackingError."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self._client.get_run(run_id).info.status == "RUNNING")
+        except MlflowException as error:
+            raise TrackingError(f"MLflow at {self.uri} did not tell of run {run_id}: {_first_line(error)}") from error
 
     def where(self) -> str:
         """One line for people: how to see this run."""
