@@ -11,7 +11,7 @@ import pytest
 from pipeline.configure import load_config
 from pipeline.errors import UnavailableError, UserError
 from pipeline.search import trial as module
-from pipeline.search.plan import alone, begin, new_plan, read_plan
+from pipeline.search.plan import alone, begin, new_plan, plan_budget, read_plan
 from pipeline.search.settings import TuneConfig
 from pipeline.search.trial import run_trial
 from pipeline.search.trials import (
@@ -193,6 +193,14 @@ def test_a_trial_out_of_patience_is_not_evaluated_further(search: Path, monkeypa
         on_event({"kind": "stopped_early", "step": 2, "patience": 1})
 
     assert go(search, monkeypatch, fit)[-1] == {"steps": 2, "score": 0.2, "why": "out of patience"}
+
+
+def test_batches_that_do_not_divide_over_the_workers(search: Path) -> None:
+    plan = read_plan(search.parent, "s")
+    plan = replace(plan, config=replace(plan.config, cluster=replace(plan.config.cluster, workers=2)))
+    assert plan_budget(plan, [{"CPU": 8.0}], [4, 6, 8], 4).workers.workers == 2
+    with pytest.raises(UserError, match=r"may be 5, 7 in this search, .* cluster.workers=2; .* multiples of 2"):
+        plan_budget(plan, [{"CPU": 8.0}], [4, 5, 6, 7, 8], 4)
 
 
 def test_a_search_is_one_process_and_one_name(search: Path) -> None:
