@@ -59,13 +59,13 @@ def paper(
         _show(plan, table, trials)
 
 
-def resume_paper(runs: Path, name: str) -> None:
-    """Go on with the table of a search that was stopped or killed."""
+def resume_paper(runs: Path, name: str, retry_failed: bool = False) -> None:
+    """Go on with the table of a search that was stopped or killed, and with `retry_failed` run what failed again."""
     plan = read_plan(runs, name)
     if plan.about["verb"] != "paper":
         raise UserError(f"{name} is no table of the paper; go on with `{plan.go_on}`")
     with alone(plan.directory):
-        _show(plan, _load(plan.about["table"]), continue_plan(plan))
+        _show(plan, _load(plan.about["table"]), continue_plan(plan, retry_failed))
 
 
 def _load(name: str) -> Table:

@@ -19,7 +19,7 @@ from pipeline.search.results import results_table, write_best, write_csv
 from pipeline.search.search import run_search
 from pipeline.search.settings import Search, load_search
 from pipeline.search.space import read_space
-from pipeline.search.trials import Trial, best, read_trials, trial_name
+from pipeline.search.trials import Trial, best, forget_outcome, read_trials, trial_name
 from pipeline.tracking.mlflow_run import Status, Tracker
 from pipeline.yaml_core import dump
 
@@ -42,17 +42,20 @@ def tune(path: Path, overrides: Sequence[str]) -> None:
         run_plan(plan, source, budget, total)
 
 
-def resume_tune(runs: Path, name: str) -> None:
-    """Go on with a search that was stopped or killed."""
+def resume_tune(runs: Path, name: str, retry_failed: bool = False) -> None:
+    """Go on with a search that was stopped or killed, and with `retry_failed` run what failed again."""
     plan = read_plan(runs, name)
     if plan.about["verb"] != "tune":
         raise UserError(f"{name} is no search of `maskrcnn tune`; go on with `{plan.go_on}`")
     with alone(plan.directory):
-        continue_plan(plan)
+        continue_plan(plan, retry_failed)
 
 
-def continue_plan(plan: Plan) -> list[Trial]:
-    """Run the trials that have not ended."""
+def continue_plan(plan: Plan, retry_failed: bool) -> list[Trial]:
+    """Run the trials that have not ended, or that failed."""
+    for trial in read_trials(plan.directory) if retry_failed else ():
+        if trial.outcome is not None and trial.outcome.why == "failed":
+            forget_outcome(plan.directory, trial.candidate.number)
     trials = read_trials(plan.directory)
     left = [trial for trial in trials if trial.outcome is None]
     source: Source = Listed([trial.candidate for trial in left])
@@ -207,6 +210,8 @@ def show(plan: Plan, trials: Sequence[Trial], tracker: Tracker) -> None:
     for trial in failed:
         note = trial.outcome.note if trial.outcome is not None else ""
         err.print(f"{trial.name} failed:\n{note}", soft_wrap=True, highlight=False, markup=False)
+    if failed:
+        err.print(f"once that is mended: {plan.go_on} --retry-failed", soft_wrap=True, highlight=False)
     out.print(f"plots       {directory / 'parallel_coordinates.png'} and others there", soft_wrap=True, highlight=False)
     if leader is None:
         raise UserError("no trial came to an AP; the table says why")

@@ -15,6 +15,7 @@ from pipeline.config import ClusterConfig, DuringTrainingConfig, RunConfig
 from pipeline.configure import load_config
 from pipeline.errors import UnavailableError
 from pipeline.search.budget import Budget
+from pipeline.search.candidates import Source
 from pipeline.search.plan import Plan, begin
 from pipeline.search.settings import TuneConfig
 from pipeline.search.trials import Outcome, Progress, Trial, candidate, read_trials, write_outcome, write_progress
@@ -115,6 +116,27 @@ def test_what_is_stopped_is_killed_and_says_how_to_go_on(
     assert store.runs == {"run0": "FINISHED", "run1": "FAILED", "run2": "KILLED", "parent": "KILLED"}
     said = capsys.readouterr().err.replace("\n", "")
     assert f"stopped; go on with: maskrcnn tune --resume s --runs {plan.directory.parent}" in said
+
+
+def test_what_failed_is_tried_again_where_that_is_asked(
+    plan: Plan, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[int]] = []
+
+    def search(plan: Plan, source: Source, *_: object) -> list[Trial]:
+        numbers = []
+        while (found := source.next()) is not None:
+            numbers.append(found.number)
+        ran.append(numbers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "run_search", search)
+    monkeypatch.setattr(tune, "plan_on_cluster", lambda *_: Budget(1, Layout(1, 0.0, 1.0), Layout(1, 0.0, 1.0)))
+    for retry_failed in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            tune.resume_tune(plan.directory.parent, "s", retry_failed)
+    assert ran == [[2, 3], [1, 2, 3]]
+    assert read_trials(plan.directory)[1].outcome is None
 
 
 def test_sigterm_goes_where_ctrl_c_does() -> None:
