@@ -10,6 +10,8 @@ a trial is killed in the seconds before, they stay taken till the search starts 
 
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +66,7 @@ def run_search(plan: Plan, source: Source, budget: Budget, parent: str | None, o
         os.environ.update(secrets)
         run_trial(Path(place), config["number"], budget.workers, budget.evaluators, parent, tune.report)
 
+    on_interrupt = signal.getsignal(signal.SIGINT)  # Tune takes it, and gives it back only where it came
     tune.run(
         tune.with_resources(trial, {"memory": _TRIAL_MEMORY}),
         name=f"life-{int(time.time())}",
@@ -77,8 +80,12 @@ def run_search(plan: Plan, source: Source, budget: Budget, parent: str | None, o
         callbacks=[_Watcher(search, steps, plan.metric, on_news)],
         verbose=0,
     )
+    main = threading.current_thread() is threading.main_thread()
+    interrupted = main and signal.getsignal(signal.SIGINT) is on_interrupt
+    if main:
+        signal.signal(signal.SIGINT, on_interrupt)
     trials = read_trials(search)
-    if any(one.outcome is None for one in trials):  # Tune takes ctrl-c for itself, and returns
+    if interrupted or any(one.outcome is None for one in trials):
         raise KeyboardInterrupt
     return trials
 
