@@ -1,9 +1,11 @@
 """One trial, with Ray Train put aside: what it tells Tune, what it leaves in files, and how it ends."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,7 +143,7 @@ def test_a_tracking_server_that_is_away_is_waited_for(search: Path, monkeypatch:
 
     slept: list[float] = []
     monkeypatch.setattr(module.Tracker, "start", flaky)
-    monkeypatch.setattr(module.time, "sleep", slept.append)
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
     told = go(search, monkeypatch, lambda on_event: on_event(evaluated(search, 2, 0.2)))
     assert told[-1]["why"] == "finished" and slept == [1.0, 2.0]
     assert read_events(search, 0, 0)[0] == ["waits for MLflow, at most 300 s: MLflow must answer"]
