@@ -7,6 +7,7 @@ In a terminal it is a bar with rate and remaining time; elsewhere plain lines, a
 end: `sharding 1200/5000 (24 %) 310/s, 12 s left`. Results go to stdout, progress and errors to stderr.
 """
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,18 @@ from rich.text import Text
 
 out = Console()
 err = Console(stderr=True)
+
+
+def stop_on_sigterm() -> None:
+    """SIGTERM, which is how Ray and Kubernetes stop a job, does what ctrl-C does: runs are closed, and can go on."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL, None):  # as of what a shell starts with &
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 class Meter(Protocol):

@@ -16,7 +16,8 @@ from pipeline.evaluation.tables import read_ap_json
 from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.training.checkpoint import read_meta
-from pipeline.training.cluster import Layout, plan_workers
+from pipeline.training.cluster import Layout
+from pipeline.training.placement import plan_workers
 
 
 def evaluate_checkpoint(

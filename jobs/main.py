@@ -1,6 +1,7 @@
 """The `maskrcnn` command: one verb a file beside this one, imported only when it is used.
 
-Groups of verbs: shard_formats.py, benchmarks.py, cluster_jobs.py, cluster.py. Those that train: training_verbs.py.
+Groups of verbs: shard_formats.py, benchmarks.py, cluster_jobs.py, cluster.py. Those that train: training_verbs.py,
+search_verbs.py.
 
     maskrcnn shard shapes --out data/shapes
     maskrcnn train configs/shapes/quickstart.yaml train.steps=200
@@ -9,7 +10,6 @@ What the user can put right (a `UserError`) is shown as one `error:` on stderr w
 bug of ours and keeps its traceback.
 """
 
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,9 +18,9 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from jobs import benchmarks, cluster, cluster_jobs, shard_formats, training_verbs
+from jobs import benchmarks, cluster, cluster_jobs, search_verbs, shard_formats, training_verbs
 from jobs.arguments import Overrides
-from jobs.console import err, out
+from jobs.console import err, out, stop_on_sigterm
 from pipeline.errors import UserError
 
 
@@ -29,6 +29,7 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
+        stop_on_sigterm()
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -112,68 +113,11 @@ def inspect(
     run(shards, sample=sample, stats=stats, augment=augment, overrides=overrides or [], out_path=out_path)
 
 
-for verb in (training_verbs.train, training_verbs.transfer, training_verbs.finetune, cluster_jobs.submit):
+for verb in (
+    *(training_verbs.train, training_verbs.transfer, training_verbs.finetune, cluster_jobs.submit),
+    *(search_verbs.tune, search_verbs.paper),
+):
     app.command()(verb)
-
-
-@app.command()
-def tune(
-    space: Annotated[
-        Path | None, typer.Argument(metavar="SPACE", help="YAML file, see configs/tune/.", show_default=False)
-    ] = None,
-    overrides: Overrides = None,
-    resume: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Go on with a search that was stopped.", show_default=False)
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="Where --resume looks for it.")] = Path("runs"),
-) -> None:
-    """Search settings: trials are distributed trainings, the bad ones are stopped early. tune.KEY=VALUE says how."""
-    if (space is None) == (resume is None) or (resume is not None and overrides):
-        raise UserError("give SPACE [KEY=VALUE...] for a new search, or --resume NAME alone to go on with one")
-    _expect_many_processes()
-    from jobs.tune import resume_tune
-    from jobs.tune import tune as run
-
-    if space is not None:
-        run(space, overrides or [])
-    else:
-        resume_tune(runs, resume or "")
-
-
-@app.command()
-def paper(
-    table: Annotated[
-        str | None, typer.Argument(metavar="TABLE", help="1, 2a ... 2e, 3 ... 8.", show_default=False)
-    ] = None,
-    overrides: Overrides = None,
-    budget: Annotated[
-        Literal["tiny", "short", "full"], typer.Option(help="tiny: minutes on a laptop, with generated scenes.")
-    ] = "tiny",
-    data: Annotated[
-        Path | None, typer.Option(metavar="SHARDS", help="Directory of train/ and val/.", show_default=False)
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings a row.", show_default="tiny: 2, else 1")] = None,
-    resume: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Go on with one that was stopped.", show_default=False)
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="Where runs and generated data go.")] = Path("runs"),
-) -> None:
-    """Train the rows of a table of the Mask R-CNN paper, and show them beside its numbers."""
-    if (table is None) == (resume is None) or (resume is not None and (overrides or data is not None)):
-        raise UserError("give TABLE [KEY=VALUE...], or --resume NAME alone to go on with one that was stopped")
-    _expect_many_processes()
-    from jobs.paper import paper as run
-    from jobs.paper import resume_paper
-
-    if table is not None:
-        run(table, budget, data, runs, seeds, overrides or [])
-    else:
-        resume_paper(runs, resume or "")
-
-
-def _expect_many_processes() -> None:
-    """Trials are many processes, of which Ray would warn again and again. It reads this as it is imported."""
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
 
 
 @app.command()

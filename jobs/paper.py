@@ -4,17 +4,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.console import err, out
+from jobs.console import out
 from jobs.shard import shard_shapes, shard_streets
-from jobs.tune import continue_plan, run_plan
+from jobs.tune import continue_plan, plan_on_cluster, run_plan
 from pipeline.errors import UserError
-from pipeline.ray_cluster import node_resources, start_ray
 from pipeline.search.candidates import Listed
 from pipeline.search.paper import SEEDS, TINY_PX, Budget, budget_config, runnable
 from pipeline.search.paper_table import cells, shown, write_files
-from pipeline.search.plan import Plan, alone, new_plan, plan_budget, read_plan, trial_config, write_plan
+from pipeline.search.plan import Plan, alone, begin, new_plan, read_plan, trial_config
 from pipeline.search.settings import read_tune, split_overrides
-from pipeline.search.trials import Trial, candidate, trials_directory, write_candidates
+from pipeline.search.trials import Trial, candidate, trials_directory
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.variants import Table, load_table
 
@@ -51,11 +50,8 @@ def paper(
         candidate(number, {"row": rows[number % len(rows)].name, "seed": number // len(rows)}, trial)
         for number, trial in enumerate(trial_config(one, plan.directory, plan.metric) for one in configs)
     ]
-    with err.status("starting Ray"):
-        start_ray(plan.config.cluster, dashboard=True)
-    resources = plan_budget(plan, node_resources(), configs, len(chosen))
-    write_plan(plan)
-    write_candidates(plan.directory, chosen)
+    resources = plan_on_cluster(plan, [config.train.batch_images for config in configs], len(chosen))
+    begin(plan, chosen)
     for row, reason in left.items():
         out.print(f"not run     {row}: {reason}", soft_wrap=True, highlight=False)
     with alone(plan.directory):
@@ -63,13 +59,13 @@ def paper(
         _show(plan, table, trials)
 
 
-def resume_paper(runs: Path, name: str) -> None:
-    """Go on with the table of a search that was stopped or killed."""
+def resume_paper(runs: Path, name: str, retry_failed: bool = False) -> None:
+    """Go on with the table of a search that was stopped or killed, and with `retry_failed` run what failed again."""
     plan = read_plan(runs, name)
     if plan.about["verb"] != "paper":
-        raise UserError(f"{name} is no table of the paper; go on with `maskrcnn {plan.about['verb']} --resume {name}`")
+        raise UserError(f"{name} is no table of the paper; go on with `{plan.go_on}`")
     with alone(plan.directory):
-        _show(plan, _load(plan.about["table"]), continue_plan(plan))
+        _show(plan, _load(plan.about["table"]), continue_plan(plan, retry_failed))
 
 
 def _load(name: str) -> Table:

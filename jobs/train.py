@@ -15,10 +15,11 @@ from pipeline.evaluation.tables import percent
 from pipeline.ray_cluster import start_ray
 from pipeline.tracking.mlflow_run import Tracker
 from pipeline.tracking.mlflow_store import store_uri
-from pipeline.training.cluster import Layout, plan_evaluation, plan_workers
+from pipeline.training.cluster import Layout
 from pipeline.training.evaluations import best_checkpoint
 from pipeline.training.freezing import describe, outputs_of
 from pipeline.training.optim import peak_lr
+from pipeline.training.placement import plan_evaluation, plan_workers
 from pipeline.training.run import Event, Run, fit, prepare, tags
 
 

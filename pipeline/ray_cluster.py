@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from typing import Any
 
 import ray
@@ -39,6 +41,7 @@ def start_ray(config: ClusterConfig, dashboard: bool = False) -> None:
         port = _free_port()
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{_LOOPBACK}:{port}"
         served = {"dashboard_host": _LOOPBACK, "dashboard_port": port}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",  # None would join a cluster that somebody started on this machine
@@ -48,6 +51,8 @@ def start_ray(config: ClusterConfig, dashboard: bool = False) -> None:
             namespace="maskrcnn",
             **served,
         )
+        if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which ends the process in the midst of things
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to show
     except ConnectionError as error:
         raise ClusterError(
@@ -59,6 +64,13 @@ def start_ray(config: ClusterConfig, dashboard: bool = False) -> None:
 def node_resources() -> list[dict[str, float]]:
     """What each node of the running cluster has: "CPU", "GPU" and more."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def taken_resources() -> dict[str, float]:
+    """CPUs and GPUs of the running cluster that others use now."""
+    there, free = ray.cluster_resources(), ray.available_resources()
+    taken = {kind: there.get(kind, 0.0) - free.get(kind, 0.0) for kind in ("CPU", "GPU")}
+    return {kind: amount for kind, amount in taken.items() if amount > 1e-3}
 
 
 def _free_port() -> int:

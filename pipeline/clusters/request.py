@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.training.cluster import Layout, plan_evaluation, plan_workers
+from pipeline.training.cluster import Layout
+from pipeline.training.placement import plan_evaluation, plan_workers
 
 USUAL_GPUS = 8  # of one machine
 USUAL_CPUS = 8  # a worker: its threads decode while the GPU computes
@@ -110,8 +111,9 @@ def plan_nodes(
             "cluster.cpus_per_worker, or take larger machines"
         )
     nodes = Nodes(round(total / size), size, cpus, memory_gb or cpus * MEMORY_GB_PER_CPU)
-    share = {"CPU": float(nodes.count * cpus + cpu_workers * CPUS_OF_CPU_NODE), "GPU": float(nodes.count * size)}
-    plan_workers(cluster, config.train.batch_images, config.data.decode, evaluators, share)
+    machines = [{"CPU": float(cpus), "GPU": float(size)}] * nodes.count
+    machines += [{"CPU": float(CPUS_OF_CPU_NODE)}] * cpu_workers
+    plan_workers(cluster, config.train.batch_images, config.data.decode, evaluators, machines)
     return nodes
 
 
@@ -123,7 +125,7 @@ def _each(config: RunConfig) -> float:
 def _evaluators(config: RunConfig) -> Layout | None:
     """As on a cluster of several GPUs: where one trains, there will be another to evaluate on."""
     during = config.evaluate.during_training
-    return None if during is None else plan_evaluation(during, {"GPU": 2.0})
+    return None if during is None else plan_evaluation(during, [{"GPU": 2.0}])
 
 
 def _fills(total: float, each: float, gpus: int) -> bool:

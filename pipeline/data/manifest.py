@@ -152,7 +152,7 @@ def _load(storage: Storage) -> Manifest:
 
 
 def read_json(storage: Storage) -> tuple[bytes, dict[str, Any]]:
-    """The manifest of shards of any format, as it is and parsed. Raises DataError."""
+    """The manifest of shards of any format, as it is and parsed. Raises DataError, StorageError."""
     try:
         text = storage.read(MANIFEST)
         content = json.loads(text)
@@ -160,7 +160,9 @@ def read_json(storage: Storage) -> tuple[bytes, dict[str, Any]]:
         begun = any(name.endswith(".parquet") for name in storage.list())
         state = "sharding did not finish there" if begun else "it holds no shards"
         raise DataError(f"{storage} has no {MANIFEST}: {state}; run `maskrcnn shard` into it") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise storage.refusal(f"{storage.child(MANIFEST)} cannot be read", error) from error
+    except ValueError as error:
         raise DataError(f"{storage.child(MANIFEST)} cannot be read ({error}); write the shards again") from error
     if not isinstance(content, dict):
         raise DataError(f"{storage.child(MANIFEST)} is damaged: it is no object; write the shards again")

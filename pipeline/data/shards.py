@@ -154,7 +154,7 @@ def _read(storage: Storage, name: str) -> bytes:
     except FileNotFoundError as error:
         raise _missing(storage, name) from error
     except OSError as error:
-        raise DataError(f"{storage.child(name)} cannot be read ({error}); check the place, and your rights") from error
+        raise storage.refusal(f"{storage.child(name)} cannot be read", error) from error
 
 
 def _missing(storage: Storage, name: str) -> DataError:

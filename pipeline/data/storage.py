@@ -23,7 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.errors import UserError
+from pipeline.errors import UnavailableError, UserError
 
 TRIES = 6  # of a request to an object store, on top of what its client tries
 FIRST_WAIT_SECONDS = 0.1  # before the second; twice as long before each further one
@@ -34,6 +34,10 @@ _T = TypeVar("_T")
 
 class StorageError(UserError):
     """A place that cannot be read or written."""
+
+
+class StorageAwayError(StorageError, UnavailableError):
+    """An object store that does not answer now."""
 
 
 Location: TypeAlias = "Path | str | Storage"
@@ -112,7 +116,7 @@ class Storage:
             else:
                 _write_beside(self.local / name, content)
         except OSError as error:
-            raise StorageError(f"{self.child(name)} cannot be written: {_cause(error)}") from error
+            raise self.refusal(f"{self.child(name)} cannot be written", error) from error
 
     def _upload(self, name: str, content: bytes | pa.Buffer) -> None:
         # All of the content is here before the upload begins: a stream that is closed, or only dropped, half-way would
@@ -142,7 +146,7 @@ class Storage:
         try:
             infos = self._try(lambda: self._fs.get_file_info(selector))
         except OSError as error:
-            raise StorageError(f"{self} cannot be listed: {_cause(error)}") from error
+            raise self.refusal(f"{self} cannot be listed", error) from error
         return sorted(info.path.removeprefix(base) for info in infos if info.type == fs.FileType.File)
 
     def delete(self, name: str) -> None:
@@ -159,7 +163,7 @@ class Storage:
         try:
             (info,) = self._try(lambda: self._fs.get_file_info([self._path(name)]))
         except OSError as error:
-            raise StorageError(f"{self.child(name)} cannot be looked up: {_cause(error)}") from error
+            raise self.refusal(f"{self.child(name)} cannot be looked up", error) from error
         return info
 
     def _remove(self, request: Callable[[], None], what: str) -> None:
@@ -168,7 +172,15 @@ class Storage:
         except FileNotFoundError:
             return  # the request before this one did it, though its answer was lost
         except OSError as error:
-            raise StorageError(f"{what} cannot be removed: {_cause(error)}") from error
+            raise self.refusal(f"{what} cannot be removed", error) from error
+
+    def refusal(self, what: str, error: OSError) -> StorageError:
+        """What to raise of an error that is left after all tries: one of another kind where it may pass."""
+        kind = StorageAwayError if self._may_pass(error) else StorageError
+        return kind(f"{what}: {_cause(error)}")
+
+    def _may_pass(self, error: OSError) -> bool:
+        return self.local is None and not isinstance(error, FileNotFoundError) and not _FINAL.search(str(error))
 
     @property
     def _fs(self) -> fs.FileSystem:
@@ -183,10 +195,8 @@ class Storage:
         for attempt in range(TRIES):
             try:
                 return request()
-            except FileNotFoundError:
-                raise
             except OSError as error:
-                if self.local is not None or attempt == TRIES - 1 or _FINAL.search(str(error)):
+                if attempt == TRIES - 1 or not self._may_pass(error):
                     raise
                 time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
         raise AssertionError

@@ -4,6 +4,7 @@ Both begin with the trials of an earlier life of the search that have not ended.
 """
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from pipeline.search.space import Settings, Space, apply, require_buildable
 from pipeline.search.trials import Candidate, Trial, candidate
 
 _CHECKED = 64  # random settings that are tried before TPE starts, which makes its own
+_TRIES = 100  # for settings that go together, of which TPE is told that they failed
+
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -71,20 +75,34 @@ class Tpe:
             return found
         if self._next >= self._search.tune.trials:
             return None
-        number, self._next = self._next, self._next + 1
-        self._asked[number] = trial = self._study.ask()
-        settings = self._suggest(trial)
-        return candidate(number, settings, apply(self._search.config, settings))
+        problem: SpaceError | None = None
+        for _ in range(_TRIES):
+            trial = self._study.ask()
+            settings = self._suggest(trial)
+            try:
+                config = _checked(self._search.config, settings)
+            except SpaceError as error:
+                self._fail(trial)
+                problem = error
+                continue
+            number, self._next = self._next, self._next + 1
+            self._asked[number] = trial
+            return candidate(number, settings, config)
+        _log.warning("the search ends: of %d settings that TPE chose in a row none goes together: %s", _TRIES, problem)
+        return None
 
     def tell(self, number: int, score: float) -> None:
         """The estimator learns."""
-        from optuna.trial import TrialState
-
         trial = self._asked.pop(number)
         if math.isnan(score):
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._fail(trial)
         else:
             self._study.tell(trial, score)
+
+    def _fail(self, trial: Any) -> None:
+        from optuna.trial import TrialState
+
+        self._study.tell(trial, state=TrialState.FAIL)
 
     def _suggest(self, trial: Any) -> Settings:
         return self._search.space.draw(lambda dimension: _suggest(trial, dimension))
@@ -102,6 +120,18 @@ def _encode(space: Space, settings: Settings) -> Settings:
     """Settings as Optuna takes them: of what is listed, the position."""
     options = {d.key: d.values for d in space.dimensions if d.kind in LISTED}
     return {key: options[key].index(value) if key in options else value for key, value in settings.items()}
+
+
+def batches(search: Search) -> list[int]:
+    """Every train.batch_images that a trial may have: resources are planned for all of them."""
+    key = "train.batch_images"
+    dimension = next((one for one in search.space.dimensions if one.key == key), None)
+    own = search.config.train.batch_images
+    if dimension is None:
+        return [own]
+    low, *_, high = dimension.values if len(dimension.values) > 1 else 2 * dimension.values
+    found = list(dimension.values) if dimension.kind in LISTED else list(range(low, high + 1))
+    return [*found, own] if dimension.when else found
 
 
 def listed(search: Search) -> list[Candidate]:

@@ -21,6 +21,7 @@ FIXED = {  # what has to be the same for all trials, and why
     "track": "all trials are logged in one place",
     "evaluate": "AP of different evaluations does not compare",
     "data.val": "AP on different pictures does not compare",
+    "data.decode": "the search plans CPUs for one way to decode",
     "train.name": "the search names its trials",
     "train.steps": "AP after different numbers of steps does not compare; the scheduler stops what is not worth more",
     "train.checkpoint_every_steps": "trials are compared at the same steps",

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,12 +16,13 @@ from pipeline.configure import from_yaml_text, to_yaml
 from pipeline.data.generation import write_whole
 from pipeline.data.manifest import reading_once
 from pipeline.errors import UserError
-from pipeline.search.budget import Budget, Resources, plan_trials
+from pipeline.search.budget import Budget, plan_trials
 from pipeline.search.dimension import SpaceError
 from pipeline.search.settings import TuneConfig
-from pipeline.search.trials import trials_directory
+from pipeline.search.trials import Candidate, trials_directory, write_candidates
 from pipeline.tracking.mlflow_store import store_uri
 from pipeline.training.evaluations import judge
+from pipeline.training.placement import Resources
 from pipeline.training.resolve import metrics_of, resolve
 from pipeline.training.run import prepare
 
@@ -42,6 +44,11 @@ class Plan:
     def name(self) -> str:
         """Of the search."""
         return self.directory.name
+
+    @property
+    def go_on(self) -> str:
+        """What a user types to go on with it."""
+        return _go_on(self.about["verb"], self.directory)
 
     @property
     def during(self) -> DuringTrainingConfig:
@@ -81,7 +88,7 @@ def new_plan(
     runs = Path(config.cluster.runs_dir).absolute()
     directory = runs / name
     if directory.exists():
-        raise UserError(f"{directory} exists; choose another tune.name, or go on with it: --resume {name}")
+        raise _taken(directory, about["verb"])
     with reading_once():
         metric = _common_metric(config, tried)
         base = trial_config(config, directory, metric)
@@ -136,20 +143,40 @@ def trial_config(config: RunConfig, directory: Path, metric: str) -> RunConfig:
     return prepare(config, "trial").config
 
 
-def plan_budget(plan: Plan, cluster: Sequence[Resources], configs: Sequence[RunConfig], trials: int) -> Budget:
+def plan_budget(plan: Plan, cluster: Sequence[Resources], batches: Sequence[int], trials: int) -> Budget:
     """What the trials get on a cluster.
 
+    Args:
+        plan: of the search.
+        cluster: what each node has.
+        batches: every train.batch_images that a trial may have.
+        trials: in all.
+
     Raises:
-        ClusterError: it is too small.
+        UserError: it is too small, or the batches do not divide over the workers.
     """
-    batch = math.gcd(*(config.train.batch_images for config in configs))
-    config = plan.config
+    config, batch = plan.config, math.gcd(*batches)
+    workers = config.cluster.workers
+    if workers is not None and batch % workers and len(set(batches)) > 1:
+        wrong = sorted({size for size in batches if size % workers})
+        raise UserError(
+            f"train.batch_images may be {', '.join(map(str, wrong[:8]))}{', ...' if len(wrong) > 8 else ''} in this "
+            f"search, which do not divide over cluster.workers={workers}; search a choice of multiples of {workers}"
+        )
     return plan_trials(cluster, config.cluster, plan.during, batch, config.data.decode, plan.tune.concurrent, trials)
 
 
-def write_plan(plan: Plan) -> None:
-    """Into its directory, which is made."""
-    plan.directory.mkdir(parents=True, exist_ok=True)
+def begin(plan: Plan, candidates: Sequence[Candidate]) -> None:
+    """Make its directory, with the trials that are known. The plan comes last: with it the search can go on.
+
+    Raises:
+        UserError: another process has begun one of this name meanwhile.
+    """
+    try:
+        plan.directory.mkdir(parents=True)
+    except FileExistsError as error:
+        raise _taken(plan.directory, plan.about["verb"]) from error
+    write_candidates(plan.directory, candidates)
     content = {
         "tune": asdict(plan.tune),
         "original": to_yaml(plan.original),
@@ -158,6 +185,20 @@ def write_plan(plan: Plan) -> None:
         "about": plan.about,
     }
     write_whole(plan.directory / _FILE, json.dumps(content, indent=2).encode())
+
+
+def _taken(directory: Path, verb: str) -> UserError:
+    if not (directory / _FILE).exists():
+        return UserError(
+            f"{directory} exists and holds no search that could go on; choose another tune.name, or remove it"
+        )
+    return UserError(f"{directory} exists; choose another tune.name, or go on with it: {_go_on(verb, directory)}")
+
+
+def _go_on(verb: str, directory: Path) -> str:
+    runs = directory.parent
+    elsewhere = "" if runs == Path("runs").absolute() else f" --runs {shlex.quote(str(runs))}"
+    return f"maskrcnn {verb} --resume {shlex.quote(directory.name)}{elsewhere}"
 
 
 def read_plan(runs: Path, name: str) -> Plan:

@@ -10,26 +10,35 @@ a trial is killed in the seconds before, they stay taken till the search starts 
 
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pipeline.search.budget import Budget
 from pipeline.search.candidates import Source
 from pipeline.search.plan import Plan
-from pipeline.search.settings import TuneConfig
+from pipeline.search.scheduler import scheduler
 from pipeline.search.trial import SCORE, STEPS, WHY, run_trial
-from pipeline.search.trials import Outcome, Trial, Why, read_trial, read_trials, write_candidates, write_outcome
+from pipeline.search.trials import (
+    Outcome,
+    Trial,
+    Why,
+    read_events,
+    read_trial,
+    read_trials,
+    write_candidates,
+    write_outcome,
+)
 from pipeline.tracking.mlflow_store import credentials
 
-HYPERBAND_BRACKETS = 3
 _TRIAL_MEMORY = 64 << 20  # bytes; Tune refuses a trial that claims nothing, and the CPUs are its workers' to claim
+_LOOK_SECONDS = 1.0  # how often for what went wrong in trials
 News = Callable[[Trial, str], None]
 
 
@@ -57,6 +66,7 @@ def run_search(plan: Plan, source: Source, budget: Budget, parent: str | None, o
         os.environ.update(secrets)
         run_trial(Path(place), config["number"], budget.workers, budget.evaluators, parent, tune.report)
 
+    on_interrupt = signal.getsignal(signal.SIGINT)  # Tune takes it, and gives it back only where it came
     tune.run(
         tune.with_resources(trial, {"memory": _TRIAL_MEMORY}),
         name=f"life-{int(time.time())}",
@@ -70,40 +80,14 @@ def run_search(plan: Plan, source: Source, budget: Budget, parent: str | None, o
         callbacks=[_Watcher(search, steps, plan.metric, on_news)],
         verbose=0,
     )
+    main = threading.current_thread() is threading.main_thread()
+    interrupted = main and signal.getsignal(signal.SIGINT) is on_interrupt
+    if main:
+        signal.signal(signal.SIGINT, on_interrupt)
     trials = read_trials(search)
-    if any(one.outcome is None for one in trials):  # Tune takes ctrl-c for itself, and returns
+    if interrupted or any(one.outcome is None for one in trials):
         raise KeyboardInterrupt
     return trials
-
-
-def scheduler(settings: TuneConfig, steps: int, first: int, earlier: Sequence[Trial]) -> TrialScheduler:
-    """What stops trials, as if it had seen those that have ended.
-
-    Args:
-        settings: which, and how strict.
-        steps: of a trial that is not stopped.
-        first: steps of the first evaluation.
-        earlier: trials of the search.
-    """
-    if settings.scheduler == "fifo":
-        return FIFOScheduler()
-    made = AsyncHyperBandScheduler(
-        time_attr=STEPS,
-        metric=SCORE,
-        mode="max",
-        max_t=steps + 1,  # at the last step a trial ends by itself
-        grace_period=min(settings.grace_steps or first, steps),
-        reduction_factor=settings.reduction_factor,
-        brackets=HYPERBAND_BRACKETS if settings.scheduler == "hyperband" else 1,
-    )
-    for trial in earlier:
-        if trial.outcome is None:
-            continue  # it tells of its reports itself
-        past: Any = SimpleNamespace(trial_id=f"past-{trial.name}")
-        made.on_trial_add(None, past)
-        for report in trial.progress.reports:
-            made.on_trial_result(None, past, {STEPS: report.steps, SCORE: report.score})
-    return made
 
 
 class _Numbers(Searcher):  # type: ignore[misc]  # Ray has no types here
@@ -135,6 +119,19 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, search: Path, steps: int, metric: str, on_news: News) -> None:
         self._search, self._steps, self._metric, self._on_news = search, steps, metric, on_news
+        # What an earlier life told of is no news.
+        self._read_to = {
+            number: read_events(search, number, 0)[1]
+            for number in (trial.candidate.number for trial in read_trials(search))
+        }
+        self._look_at = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            for trial in trials:
+                if trial.status == "RUNNING":
+                    self._tell_events(trial)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         found = self._read(trial)
@@ -147,6 +144,7 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             self._on_news(self._read(trial), f"step {result[STEPS]} of {self._steps}: {told}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._tell_events(trial)
         found = self._read(trial)
         self._on_news(found, f"failed, and is tried again: {_last_line(found.progress.error)}")
 
@@ -160,7 +158,14 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         note = f"at step {last.get(STEPS)} by the scheduler" if why == "stopped early" else ""
         self._end(trial, Outcome(why, self._read(trial).progress.error or note))
 
+    def _tell_events(self, trial: Any) -> None:
+        number = trial.config["number"]
+        news, self._read_to[number] = read_events(self._search, number, self._read_to.get(number, 0))
+        for line in news:
+            self._on_news(self._read(trial), line)
+
     def _end(self, trial: Any, outcome: Outcome) -> None:
+        self._tell_events(trial)
         write_outcome(self._search, trial.config["number"], outcome)
         found = self._read(trial)
         note = f" {outcome.note}" if outcome.why == "stopped early" else ""

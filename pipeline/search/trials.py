@@ -4,12 +4,14 @@ SEARCH/trials/trial_003/   a run like any other: checkpoints, evaluations, ledge
     candidate.json         what varies, and the whole configuration: written before it starts
     progress.json          AP after so many steps and seconds: by the trial, at each evaluation
     outcome.json           why it stopped: by the search
+    events.log             what went wrong on the way: by the trial, a line each and its details below, indented
 """
 
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,8 @@ from pipeline.search.space import Settings
 
 Why = Literal["finished", "stopped early", "out of patience", "diverged", "failed"]
 WORST = 0.0  # score of a trial that diverged
-_CANDIDATE, _PROGRESS, _OUTCOME = "candidate.json", "progress.json", "outcome.json"
+_CANDIDATE, _PROGRESS, _OUTCOME, _EVENTS = "candidate.json", "progress.json", "outcome.json", "events.log"
+_TIME = len("2026-01-31 12:00:00 ")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Progress:
     attempts: int = 0
     mlflow_run_id: str | None = None
     error: str | None = None  # of the last attempt that failed
+    trained: int = 0  # steps, as last heard of
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,10 @@ class Trial:
 
     @property
     def steps(self) -> int:
-        """Of the last evaluation."""
-        return self.progress.reports[-1].steps if self.progress.reports else 0
+        """Of the last evaluation; where it diverged or failed, of what it trained."""
+        evaluated = self.progress.reports[-1].steps if self.progress.reports else 0
+        broken = self.outcome is not None and self.outcome.why in ("diverged", "failed")
+        return max(evaluated, self.progress.trained) if broken else evaluated
 
 
 def trial_name(number: int) -> str:
@@ -125,6 +131,32 @@ def write_progress(search: Path, number: int, progress: Progress) -> None:
 def write_outcome(search: Path, number: int, outcome: Outcome) -> None:
     """When it has ended."""
     _write(trial_directory(search, number) / _OUTCOME, asdict(outcome))
+
+
+def forget_outcome(search: Path, number: int) -> None:
+    """It is to go on."""
+    (trial_directory(search, number) / _OUTCOME).unlink()
+
+
+def write_event(search: Path, number: int, news: str, details: str = "") -> None:
+    """As it happens; one writer at a time."""
+    lines = [f"{datetime.now():%Y-%m-%d %H:%M:%S} {' '.join(news.split())}"]
+    lines += [f"    {line}" for line in details.strip().splitlines()]
+    with (trial_directory(search, number) / _EVENTS).open("a", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def read_events(search: Path, number: int, offset: int) -> tuple[list[str], int]:
+    """The news of events from byte `offset` on, without times and details, and where to read on."""
+    path = trial_directory(search, number) / _EVENTS
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        text = file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    news = [line[_TIME:] for line in whole.decode(errors="replace").splitlines() if not line.startswith(" ")]
+    return news, offset + len(whole)
 
 
 def read_trial(search: Path, number: int) -> Trial:

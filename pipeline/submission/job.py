@@ -19,6 +19,8 @@ _POLL_SECONDS = 1.0
 _CONNECTIONS = 5  # of one log one after the other that bring nothing new, before we give up
 _AWAY_SECONDS = 300.0  # a network or a head may be away so long
 _PLAIN_OUTPUT = {"PYTHONUNBUFFERED": "1", "COLUMNS": "120"}  # lines arrive as they are printed; tables stay whole
+# Seconds until a job that is asked to end is killed. Ray waits for 3, and a search takes 15 to end its trainings.
+_TIME_TO_END = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Environment:
         """In Ray's words. An image brings its own code: Ray takes no package beside it."""
         chosen = {"pip": list(self.pip), "uv": list(self.uv), "image_uri": self.image}
         where = {} if package is None or self.image else {"working_dir": str(package)}
-        return {k: v for k, v in chosen.items() if v} | where | {"env_vars": _PLAIN_OUTPUT | self.secrets}
+        return (
+            {k: v for k, v in chosen.items() if v} | where | {"env_vars": _PLAIN_OUTPUT | _TIME_TO_END | self.secrets}
+        )
 
 
 def read_secrets(names: Sequence[str]) -> dict[str, str]:
@@ -88,8 +92,8 @@ def describe(client: JobSubmissionClient, job: str) -> JobDetails:
             raise _unknown(client, job, error) from error
 
 
-def stop(client: JobSubmissionClient, job: str, seconds: float = 30.0) -> JobDetails:
-    """Ask it to end (Ray kills it some seconds later) and wait until it has."""
+def stop(client: JobSubmissionClient, job: str, seconds: float = 75.0) -> JobDetails:
+    """Ask it to end (Ray kills it a minute later) and wait until it has."""
     describe(client, job)
     with explained(client.get_address()):
         client.stop_job(job)

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.data.generation import write_whole
-from pipeline.errors import UserError
+from pipeline.errors import UnavailableError
 from pipeline.evaluation.tables import Numbers
-from pipeline.tracking.mlflow_store import connect, resolve_uri, ui_command
+from pipeline.tracking.mlflow_store import PASSING, connect, resolve_uri, ui_command
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -39,12 +39,11 @@ _HOLD_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
 _PATIENCE_SECONDS = 300.0  # at the end of a run, when nothing else is left to do
 _LONGEST_WAIT_SECONDS = 30.0
-_PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # no connection is the first
 
 _log = logging.getLogger(__name__)
 
 
-class TrackingError(UserError):
+class TrackingError(UnavailableError):
     """The store did not take the end of a run."""
 
 
@@ -216,10 +215,30 @@ class Tracker:
             _log.warning("%s", problem)
 
     def finish_other(self, run_id: str, status: Status, tags: Mapping[str, str]) -> None:
-        """Close another run of the store, whose process is gone."""
+        """Close another run of the store, whose process is gone. The store is not waited for.
+
+        Raises:
+            TrackingError: it did not take that now.
+        """
+        from mlflow.exceptions import MlflowException
+
         other = Tracker(self._client, self.uri, self.experiment_id, run_id, resumed=True)
-        other.log_tags(tags)
-        other.finish(status)
+        try:
+            other.log_tags(tags)
+            self._client.set_terminated(run_id, status)
+        except MlflowException as error:
+            raise TrackingError(
+                f"MLflow at {self.uri} did not take the end of run {run_id}: {_first_line(error)}"
+            ) from error
+
+    def is_open(self, run_id: str) -> bool:
+        """Whether another run of the store has not ended there. Raises TrackingError."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self._client.get_run(run_id).info.status == "RUNNING")
+        except MlflowException as error:
+            raise TrackingError(f"MLflow at {self.uri} did not tell of run {run_id}: {_first_line(error)}") from error
 
     def where(self) -> str:
         """One line for people: how to see this run."""
@@ -260,7 +279,7 @@ class Tracker:
                 send()
                 return
             except MlflowException as error:
-                if error.error_code not in _PASSING or time.monotonic() + wait > end:
+                if error.error_code not in PASSING or time.monotonic() + wait > end:
                     raise
                 if wait == 1.0:
                     _log.warning(

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from pipeline.errors import UserError
+from pipeline.errors import UnavailableError, UserError
 
 _SQLITE = "sqlite:///"
 _DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
 _URI_VARIABLE = "MLFLOW_TRACKING_URI"
 _CONNECT_SECONDS = 10  # how long a server may take for its first answer
+PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")  # no connection is the first
 
 # What an MLflow server may ask of its clients; read by MLflow from the environment of the process that logs
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -73,6 +74,10 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
 
     MLflow is imported here, not with this module: it takes a second. Its usage reports to its makers are off, unless
     MLFLOW_DISABLE_TELEMETRY=false is set.
+
+    Raises:
+        UnavailableError: the store does not answer now.
+        UserError: it refuses us, or there is none at this address.
     """
     uri = resolve_uri(uri)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -105,7 +110,9 @@ def connect(uri: str, experiment: str) -> tuple[Any, str]:
             )
         else:
             fix = "check track.uri and that the server runs (curl it), or leave track.uri empty for a local store"
-        raise UserError(f"the MLflow store must answer at {uri}, got: {_first_line(error)}; {fix}") from error
+        passing = isinstance(error, MlflowException) and error.error_code in PASSING
+        kind = UnavailableError if passing else UserError
+        raise kind(f"the MLflow store must answer at {uri}, got: {_first_line(error)}; {fix}") from error
     if found is None:
         try:
             return client, str(client.create_experiment(experiment, artifact_location=_artifact_location(uri)))

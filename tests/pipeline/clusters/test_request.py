@@ -18,7 +18,7 @@ from pipeline.clusters.request import (
 )
 from pipeline.configure import load_config
 from pipeline.errors import UserError
-from pipeline.training.cluster import plan_evaluation, plan_workers
+from pipeline.training.placement import plan_evaluation, plan_workers
 
 EVALUATORS = "evaluate.during_training"
 DURING = f"{EVALUATORS}.every_steps=2500"
@@ -52,11 +52,14 @@ def test_the_run_fills_machines(overrides, gpus_a_node, nodes):
     assert gpus_of(config) == pytest.approx(nodes.count * nodes.gpus)
     # What the run asks when it starts there: its workers get what was thought of them.
     during = config.evaluate.during_training
-    share = {"CPU": float(nodes.count * nodes.cpus), "GPU": float(nodes.count * nodes.gpus)}
-    beside = None if during is None else plan_evaluation(during, share)
-    layout = plan_workers(config.cluster, config.train.batch_images, config.data.decode, beside, share)
+    machines = [{"CPU": float(nodes.cpus), "GPU": float(nodes.gpus)}] * nodes.count
+    beside = None if during is None else plan_evaluation(during, machines)
+    layout = plan_workers(config.cluster, config.train.batch_images, config.data.decode, beside, machines)
     assert layout.workers == config.cluster.workers
-    assert layout.workers * layout.gpus + (0 if beside is None else beside.workers * beside.gpus) == share["GPU"]
+    assert (
+        layout.workers * layout.gpus + (0 if beside is None else beside.workers * beside.gpus)
+        == nodes.count * nodes.gpus
+    )
 
 
 @pytest.mark.parametrize(

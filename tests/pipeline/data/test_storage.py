@@ -12,7 +12,9 @@ from object_store import ObjectStore
 from pyarrow import fs
 
 from pipeline.data import storage as module
+from pipeline.data.manifest import load_manifest
 from pipeline.data.storage import TRIES, Storage, StorageError
+from pipeline.errors import UnavailableError
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -168,3 +170,20 @@ def test_one_request_in_ten_fails(place: Storage, object_store: ObjectStore) -> 
     finally:
         object_store.fail_every = None
     assert object_store.failed >= 10
+
+
+def test_an_object_store_that_is_away_may_answer_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike what it refuses, and unlike a disk."""
+    remote, local = Storage("s3://bucket/shards?region=eu"), Storage("/data/shards")
+    away = OSError("When reading information for key 'x': AWS Error NETWORK_CONNECTION during HeadObject operation")
+    final = OSError("When getting information for key 'x': AWS Error ACCESS_DENIED during HeadObject operation")
+    assert isinstance(remote.refusal("x cannot be read", away), UnavailableError)
+    for storage, error in ((remote, final), (local, away)):
+        assert not isinstance(storage.refusal("x cannot be read", error), UnavailableError)
+
+    def read(*_: object) -> bytes:
+        raise away
+
+    monkeypatch.setattr(Storage, "read", read)
+    with pytest.raises(UnavailableError, match=r"s3://.*manifest\.json.* cannot be read: .*NETWORK_CONNECTION"):
+        load_manifest(remote)

@@ -5,7 +5,6 @@ import io
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,8 @@ from rich.table import Table
 
 from pipeline.config import RunConfig
 from pipeline.configure import load_config
-from pipeline.search.candidates import Listed, Tpe
+from pipeline.search import candidates
+from pipeline.search.candidates import Listed, Tpe, batches
 from pipeline.search.plots import (
     axis,
     comparable,
@@ -26,9 +26,8 @@ from pipeline.search.plots import (
     pareto,
 )
 from pipeline.search.results import live_table, results_table, short_names, write_best, write_csv
-from pipeline.search.search import scheduler
 from pipeline.search.settings import Search, TuneConfig
-from pipeline.search.space import read_space
+from pipeline.search.space import SpaceError, read_space
 from pipeline.search.trials import (
     Outcome,
     Progress,
@@ -142,6 +141,44 @@ def test_tpe_learns_which_settings_are_good(config: RunConfig) -> None:
     assert sum(scores[20:]) / 20 > sum(scores[:10]) / 10 + 0.05
 
 
+def test_tpe_asks_again_where_settings_do_not_go_together(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The longer side may be chosen below the shorter one, which no check of random settings has to find."""
+    tree = {
+        "data.train_max_size_px": {"int": [800, 1400]},
+        "data.train_sizes_px": {"choice": [[500], [1200]]},
+    }
+    source = Tpe(Search(TuneConfig(trials=12, search="tpe"), config, read_space(tree, config, "space"), tree))
+    numbers = []
+    while (one := source.next()) is not None:
+        assert one.config.data.train_max_size_px >= one.config.data.train_sizes_px[0]
+        numbers.append(one.number)
+        source.tell(one.number, 1 / one.settings["data.train_max_size_px"])  # towards what does not go together
+    assert numbers == list(range(12))
+    states = [trial.state.name for trial in source._study.trials]
+    assert states.count("COMPLETE") == 12 and states.count("FAIL") == len(states) - 12 > 0
+
+    def refuse(*_: Any) -> RunConfig:
+        raise SpaceError("never")
+
+    monkeypatch.setattr(candidates, "_checked", refuse)
+    assert Tpe(searched(config, 3)).next() is None and "none goes together: never" in caplog.text
+
+
+def test_resources_are_for_every_batch_of_a_space(config: RunConfig) -> None:
+    def sizes(spec: dict[str, Any], **other: Any) -> list[int]:
+        tree = {"train.batch_images": spec, **other}
+        return batches(Search(TuneConfig(search="tpe"), config, read_space(tree, config, "space"), tree))
+
+    own = config.train.batch_images
+    assert sizes({"int": [4, 8]}) == [4, 5, 6, 7, 8]
+    assert sizes({"choice": [4, 8, 12]}) == [4, 8, 12] and sizes({"choice": [8]}) == [8]
+    neck = {"model.trunk.neck": {"choice": ["fpn", "c5"]}}
+    assert sizes({"choice": [4], "when": {"model.trunk.neck": "c5"}}, **neck) == [4, own]
+    assert batches(searched(config, 1)) == [own]
+
+
 def test_tpe_goes_on_where_it_was(config: RunConfig) -> None:
     """Trials that ended are known and not asked for again, one that did not comes first, numbers go on."""
     search = searched(config, 14)
@@ -166,32 +203,6 @@ def test_tpe_goes_on_where_it_was(config: RunConfig) -> None:
         left.append(one.number)
         again.tell(one.number, 0.1)
     assert left == [12, 13]
-
-
-# --- what stops them
-
-
-def test_a_scheduler_that_was_started_anew_knows_what_earlier_trials_reached(config: RunConfig) -> None:
-    settings = TuneConfig(reduction_factor=2.0)
-    earlier = [
-        trial(config, 0, [0.5, 0.6, 0.7]),
-        trial(config, 1, [0.3], "stopped early"),
-        trial(config, 2, [0.9], None),
-    ]
-    made: Any = scheduler(settings, 6, 2, earlier)
-
-    def decide(name: str, steps: int, score: float) -> str:
-        return str(made.on_trial_result(None, SimpleNamespace(trial_id=name), {"steps": steps, "score": score}))
-
-    for name in ("good", "bad"):
-        made.on_trial_add(None, SimpleNamespace(trial_id=name))
-    assert decide("bad", 2, 0.2) == "STOP"  # half of 0.5, 0.3 is 0.4
-    assert decide("good", 2, 0.45) == "CONTINUE"
-    fresh: Any = scheduler(settings, 6, 2, [])
-    fresh.on_trial_add(None, SimpleNamespace(trial_id="bad"))
-    assert fresh.on_trial_result(None, SimpleNamespace(trial_id="bad"), {"steps": 2, "score": 0.2}) == "CONTINUE"
-    assert type(scheduler(TuneConfig(scheduler="fifo"), 6, 2, earlier)).__name__ == "FIFOScheduler"
-    assert len(scheduler(TuneConfig(scheduler="hyperband"), 600, 2, [])._brackets) == 3
 
 
 # --- how they are shown

@@ -52,6 +52,7 @@ def test_what_ray_is_told():
     assert client.submitted["entrypoint"] == """python -m jobs train c.yaml 'train.name=it'"'"'s me'"""
     sent = client.submitted["runtime_env"]
     assert sent["pip"] == ["a==1"] and sent["working_dir"] == "p.zip" and sent["env_vars"]["KEY"] == "value"
+    assert int(sent["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 30  # a search ends its trainings
     assert not {"uv", "image_uri"} & set(sent)
     image = Environment(image="ours:1").runtime_env(Path("p.zip"))
     assert image["image_uri"] == "ours:1" and "working_dir" not in image, "Ray refuses the two together"

@@ -1,6 +1,8 @@
 import logging
 import math
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -163,6 +165,28 @@ def test_ap_by_cityscapes_protocol_comes_back(uri: str, tmp_path: Path) -> None:
     tracker.flush()
     expected = {"mask/AP": 0.25, "mask/AP50": 0.5, "mask/AP/car": 0.25, "mask50/AP/car": 0.5}
     assert run_of(tracker).data.metrics == expected
+
+
+def test_runs_of_processes_that_are_gone_are_closed(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parent = Tracker.start(uri, "maskrcnn", "parent", tmp_path / "parent")
+    child = Tracker.start(uri, "maskrcnn", "child", tmp_path / "child", parent.run_id)
+    assert parent.is_open(child.run_id)
+    real = parent._client.log_batch
+    slept: list[float] = []
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise MlflowException("no route to host")
+
+    monkeypatch.setattr(parent._client, "log_batch", fail)
+    monkeypatch.setattr(mlflow_run, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
+    with pytest.raises(TrackingError, match=r"did not take the end of run .*: no route to host"):
+        parent.finish_other(child.run_id, "FINISHED", {"stopped": "early"})
+    assert slept == [] and parent.is_open(child.run_id)  # who asks has more to do than to wait
+    monkeypatch.setattr(parent._client, "log_batch", real)
+    parent.finish_other(child.run_id, "KILLED", {"stopped": "with the search"})
+    assert not parent.is_open(child.run_id)
+    closed = run_of(child)
+    assert closed.info.status == "KILLED" and closed.data.tags["stopped"] == "with the search"
 
 
 def test_a_store_that_is_away_is_waited_for(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import UnavailableError, UserError
 from pipeline.tracking import mlflow_store
 from pipeline.tracking.mlflow_store import connect, default_uri, open_ui, resolve_uri, ui_command
 
@@ -63,15 +63,16 @@ def test_the_first_connection_is_quiet_and_leaves_no_active_experiment(tmp_path:
 
 def test_an_unreachable_server_is_an_error_at_once() -> None:
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"must answer at http://127.0.0.1:\d+, got: .*check track.uri"):
+    with pytest.raises(UnavailableError, match=r"must answer at http://127.0.0.1:\d+, got: .*check track.uri"):
         connect(f"http://127.0.0.1:{free_port()}", "maskrcnn")
     assert time.monotonic() - start < 15
 
 
 def test_a_store_that_cannot_be_made_and_a_deleted_experiment(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="directory is writable"):
+    with pytest.raises(UserError, match="directory is writable") as refused:
         connect(default_uri(tmp_path / "file"), "maskrcnn")
+    assert not isinstance(refused.value, UnavailableError)  # trying again would give the same
     client, experiment = connect(default_uri(tmp_path), "maskrcnn")
     client.delete_experiment(experiment)
     with pytest.raises(UserError, match=f"--experiment-id {experiment}"):

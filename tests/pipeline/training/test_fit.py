@@ -14,8 +14,9 @@ from pipeline.config import ClusterConfig, DataConfig, DuringTrainingConfig, Opt
 from pipeline.data.ledger import read_ledger
 from pipeline.errors import UserError
 from pipeline.training.checkpoint import checkpoint_name
-from pipeline.training.cluster import Layout, plan_evaluation
+from pipeline.training.cluster import Layout
 from pipeline.training.evaluations import best_checkpoint
+from pipeline.training.placement import plan_evaluation
 from pipeline.training.run import Event, NotTrainableError, fit, prepare
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

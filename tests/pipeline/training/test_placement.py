@@ -9,11 +9,11 @@ from pipeline.config import ClusterConfig, RunConfig
 from pipeline.ray_cluster import ClusterError
 from pipeline.training.cluster import (
     Layout,
-    plan_workers,
     run_config,
     scaling_config,
     torch_config,
 )
+from pipeline.training.placement import plan_workers
 
 
 def plan(config: ClusterConfig, batch: int, cpus: float, gpus: float = 0) -> Layout:
