@@ -58,8 +58,9 @@ finish() {
     kill -TERM "${steps[@]}" 2>/dev/null || true
     wait "${steps[@]}" || true
   fi
-  rm -rf "$private"
-  srun --ntasks-per-node=1 --nodelist="$SLURM_JOB_NODELIST" rm -rf "$scratch" || true
+  rm -rf "$private" "$scratch"
+  # The other nodes' too. After scancel Slurm starts nothing more: Ray's logs stay in their /tmp.
+  srun --ntasks-per-node=1 --nodelist="$SLURM_JOB_NODELIST" rm -rf "$scratch" 2>/dev/null || true
   if [ -n "$requeue" ] && [ "$code" -ne 0 ]; then
     echo "the time is nearly up: back into the queue, to continue at the last checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
