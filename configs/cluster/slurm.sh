@@ -58,8 +58,9 @@ finish() {
     kill -TERM "${steps[@]}" 2>/dev/null || true
     wait "${steps[@]}" || true
   fi
-  rm -rf "$private"
-  srun --ntasks-per-node=1 --nodelist="$SLURM_JOB_NODELIST" rm -rf "$scratch" || true
+  rm -rf "$private" "$scratch"
+  # The other nodes' too. After scancel Slurm starts nothing more: Ray's logs stay in their /tmp.
+  srun --ntasks-per-node=1 --nodelist="$SLURM_JOB_NODELIST" rm -rf "$scratch" 2>/dev/null || true
   if [ -n "$requeue" ] && [ "$code" -ne 0 ]; then
     echo "the time is nearly up: back into the queue, to continue at the last checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
@@ -79,14 +80,6 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token
 # the script ends there is nothing left for a node to finish.
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 RAY_idle_worker_killing_time_threshold_ms=600000 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 PYTHONUNBUFFERED=1
 
-RAY_ADDRESS=$(address_of "${nodes[0]}"):$port
-start_ray "${nodes[0]}" --head --port="$port" --temp-dir="$scratch" --dashboard-host=127.0.0.1 \
-  --dashboard-port=$((port + 1)) --ray-client-server-port=$((port + 2)) --dashboard-agent-listen-port=$((port + 3))
-for node in "${nodes[@]:1}"; do
-  start_ray "$node" --address="$RAY_ADDRESS" --dashboard-agent-listen-port=$((port + 4))
-done
-export RAY_ADDRESS
-
 # Until our child $verb has ended, and with its exit code, whatever signals come meanwhile.
 follow() {
   local code=0
@@ -98,28 +91,43 @@ follow() {
   return "$code"
 }
 
-python - "${#nodes[@]}" "${steps[@]}" <<'WAIT' &
+# Until so many nodes have joined Ray.
+await_nodes() {
+  python - "$1" "${steps[@]}" <<'WAIT' &
 import os, sys, time, ray
 
 wanted, *steps = map(int, sys.argv[1:])
-end, count = time.monotonic() + 600, 0
+end, count, why = time.monotonic() + 600, 0, ""
 while count < wanted:
     if time.monotonic() > end:
-        sys.exit(f"error: {count} of {wanted} nodes have joined Ray in 10 minutes; see above what their steps say")
+        sys.exit(f"error: {count} of {wanted} nodes have joined Ray in 10 minutes; see above what they say. {why}")
     try:
         for step in steps:
             os.kill(step, 0)
+    except ProcessLookupError:
+        sys.exit("error: Ray has ended on a node before all had joined; see above what its step says")
+    try:
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level="ERROR")
         count = sum(node["Alive"] for node in ray.nodes())
-    except ConnectionError:
-        pass
-    except ProcessLookupError:
-        sys.exit("error: Ray has ended on a node before all had joined; see above what its step says")
+    except Exception as error:  # of several kinds while a head is starting
+        why = str(error)
     time.sleep(1)
 WAIT
-verb=$!
-follow
+  verb=$!
+  follow
+  verb=""
+}
+
+RAY_ADDRESS=$(address_of "${nodes[0]}"):$port
+start_ray "${nodes[0]}" --head --port="$port" --temp-dir="$scratch" --dashboard-host=127.0.0.1 \
+  --dashboard-port=$((port + 1)) --ray-client-server-port=$((port + 2)) --dashboard-agent-listen-port=$((port + 3))
+export RAY_ADDRESS
+await_nodes 1 # the others would give up on a head that is not there yet
+for node in "${nodes[@]:1}"; do
+  start_ray "$node" --address="$RAY_ADDRESS" --dashboard-agent-listen-port=$((port + 4))
+done
+await_nodes "${#nodes[@]}"
 echo "${#nodes[@]} nodes have joined Ray at $RAY_ADDRESS"
 
 <command> &
