@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.search.results import describe, short_names, varied, word
 from pipeline.search.trials import WORST, Trial
 
+FEW = 4  # values that an axis names each
 FEWEST = 4  # trials from which importance says anything
 _BAD = "#c0392b"
 
@@ -32,13 +33,10 @@ def axis(name: str, values: Sequence[Any]) -> Axis:
         place = math.log if log else float
         span = place(high) - place(low) or 1.0
         heights = tuple(None if v == "" else (place(float(v)) - place(low)) / span for v in values)
-        middle = math.sqrt(low * high) if log else (low + high) / 2
-        ticks = (
-            tuple((h, f"{v:.3g}") for h, v in ((0.0, low), (0.5, middle), (1.0, high)))
-            if high > low
-            else ((0.0, f"{low:.3g}"),)
-        )
-        return Axis(name, heights, ticks)
+        marks = sorted({float(value) for value in given})
+        if len(marks) > FEW:
+            marks = [low, math.sqrt(low * high) if log else (low + high) / 2, high]
+        return Axis(name, heights, tuple(((place(mark) - place(low)) / span, f"{mark:.3g}") for mark in marks))
     words = list(dict.fromkeys(word(value) for value in given))
     places = {text: index / max(len(words) - 1, 1) for index, text in enumerate(words)}
     heights = tuple(None if value == "" else places[word(value)] for value in values)

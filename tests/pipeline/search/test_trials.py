@@ -325,6 +325,10 @@ def test_axes() -> None:
     log = axis("lr", [0.001, 0.01, 0.1, ""])
     assert log.heights[:3] == pytest.approx((0, 0.5, 1)) and log.heights[3] is None
     assert [label for _, label in log.ticks] == ["0.001", "0.01", "0.1"]
+    chosen = axis("roi_size", [7, 14, 7, 28])
+    assert chosen.ticks == ((0.0, "7"), (pytest.approx(1 / 3), "14"), (1.0, "28"))  # no value between
+    assert len(axis("lr", [0.01, 0.02, 0.03, 0.04, 0.05]).ticks) == 3
+    assert axis("same", [3, 3]).ticks == ((0.0, "3"),)
     assert axis("steps", [10, 20, 15]).heights == (0.0, 1.0, 0.5)
     words = axis("norm", ["gn", "bn", None, "gn"])
     assert words.heights == (0.0, 0.5, 1.0, 0.0) and words.ticks[2] == (1.0, "null")
