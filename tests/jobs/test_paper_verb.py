@@ -28,7 +28,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         raise PlannedError
 
     monkeypatch.setattr(module, "new_plan", keep)
-    monkeypatch.setattr(module, "start_ray", stop)
+    monkeypatch.setattr(module, "plan_on_cluster", stop)
     return made
 
 
