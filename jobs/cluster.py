@@ -117,8 +117,10 @@ def _load(path: Path, overrides: list[str] | None) -> "RunConfig":
 
 def _words(path: Path, overrides: list[str] | None, run: "RunConfig") -> list[str]:
     """Of the command that trains it."""
-    name = str(run.train.name).replace("'", "''")
-    return ["maskrcnn", "train", str(path), *(overrides or ()), f"train.name='{name}'"]
+    from pipeline.yaml_core import dump
+
+    name = dump({"name": run.train.name}).removeprefix("name: ").strip()  # quoted where it would be a number
+    return ["maskrcnn", "train", str(path), *(overrides or ()), f"train.name={name}"]
 
 
 def _hand_over(text: str, out_path: Path | None, *steps: str) -> None:

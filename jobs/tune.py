@@ -12,7 +12,7 @@ from pipeline.errors import UnavailableError, UserError
 from pipeline.evaluation.tables import percent
 from pipeline.ray_cluster import node_resources, start_ray, taken_resources
 from pipeline.search.budget import Budget
-from pipeline.search.candidates import Listed, Source, Tpe, batches, check_tpe, listed, tried
+from pipeline.search.candidates import Listed, Source, Tpe, batches, listed, tried
 from pipeline.search.plan import Plan, alone, begin, new_plan, plan_budget, read_plan
 from pipeline.search.plots import cost_plot, importance_plot, parallel_coordinates
 from pipeline.search.results import results_table, write_best, write_csv
@@ -30,7 +30,6 @@ def tune(path: Path, overrides: Sequence[str]) -> None:
     plan = new_plan(asked.tune, asked.config, path.stem, asked.tree, {"verb": "tune"}, tried(asked))
     search = replace(asked, config=plan.config)
     if asked.tune.search == "tpe":
-        check_tpe(search)
         candidates, sizes, total = [], batches(search), asked.tune.trials
     else:
         candidates = listed(search)

@@ -143,11 +143,6 @@ def listed(search: Search) -> list[Candidate]:
     return [candidate(number, one, _checked(search.config, one)) for number, one in enumerate(_drawn(search))]
 
 
-def check_tpe(search: Search) -> None:
-    """Raises SpaceError where TPE cannot search a space, or some settings that it may choose do not go together."""
-    tried(search)
-
-
 def tried(search: Search) -> dict[str, RunConfig]:
     """Trials that can be known before any starts, by their settings in words: all, or of TPE some that it may choose.
 

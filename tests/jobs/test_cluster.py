@@ -54,7 +54,7 @@ def test_slurm(tmp_path):
     assert "#SBATCH --nodes=2\n" in script and "#SBATCH --time=2:00:00\n" in script
     assert "#SBATCH --partition=gpu\n" in script
     given = command_of(script)
-    assert given == ["maskrcnn", "train", *RUN, *words, "train.name='it''s'"]
+    assert given == ["maskrcnn", "train", *RUN, *words, "train.name=it's"]
     assert load_config(Path(RECIPE), given[3:]).train.name == "it's"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.configure import ConfigError, load_config
-from pipeline.search.candidates import check_tpe, listed
+from pipeline.search.candidates import listed, tried
 from pipeline.search.dimension import SpaceError
 from pipeline.search.settings import load_search
 from pipeline.search.space import apply, read_space
@@ -265,7 +265,7 @@ def test_settings_that_do_not_go_together_are_found_before_anything_starts() -> 
     }
     config = load_config(None, SMALL)
     bad = type(search)(search.tune, config, read_space(tree, config, "space.yaml"), tree)
-    for check in (listed, check_tpe):
+    for check in (listed, tried):
         with pytest.raises(SpaceError, match="add a `when`"):
             check(bad)
 
