@@ -39,7 +39,7 @@ def paper(
     where = {"data.train": data / "train", "data.val": data / "val", "cluster.runs_dir": runs}
     places = [f"{key}={json.dumps(str(path))}" for key, path in where.items()]  # 2024 and "a #1" are paths too
     if budget == "tiny":
-        places.append("cluster.workers=2")
+        places.append("cluster.workers=1")  # rows side by side are quicker
     configs = [budget_config(table, row, budget, seed, [*places, *rest]) for seed in range(seeds) for row in rows]
     if budget != "tiny" and configs[0].init.weights is None and table.start != "random":
         raise UserError(f"the table's networks start from {table.start} weights; give them: init.weights=FILE")

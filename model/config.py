@@ -98,9 +98,15 @@ class InputConfig(Section):
 class TrunkConfig(Section):
     """A body (ResNet, ResNeXt, ...) and what is read of it: a pyramid, or its fourth or fifth stage."""
 
-    LIMITS: ClassVar[dict[str, Limit]] = {"norm_eps": NOT_NEGATIVE, "freeze_stages": Limit(0, 5), "fpn_channels": COUNT}
+    LIMITS: ClassVar[dict[str, Limit]] = {
+        "width": COUNT,
+        "norm_eps": NOT_NEGATIVE,
+        "freeze_stages": Limit(0, 5),
+        "fpn_channels": COUNT,
+    }
 
     body: BodyName = "resnet50"
+    width: int = 64  # channels of a ResNet's stem; all other layers of the body are multiples of it
     neck: Neck = "fpn"  # fpn: P2..P6; c4: stride 16, res5 is the heads' first part; c5: stride 32
     norm: Norm = "frozen_bn"
     norm_eps: float = 1e-5
@@ -116,9 +122,14 @@ class TrunkConfig(Section):
         return {"fpn": (2, 3, 4, 5, 6), "c4": (4,), "c5": (5,)}[self.neck]
 
     def conflicts(self) -> Iterator[str]:
-        """A non-local block has its place in a residual network."""
-        if self.non_local and not self.body.startswith("res"):
+        """What only a residual network has."""
+        residual = self.body.startswith("res")
+        if self.non_local and not residual:
             yield f"non_local must be false with body {self.body}, got true; ResNets and ResNeXts have a place for it"
+        if self.width != 64 and not residual:
+            yield f"width must be 64 with body {self.body}, got {self.width}; ResNets and ResNeXts can have another"
+        if self.width % 32:  # groups of a ResNeXt and of group norm
+            yield f"width must be a multiple of 32, got {self.width}"
 
 
 @dataclass(frozen=True)

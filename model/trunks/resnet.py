@@ -20,7 +20,7 @@ class Shape(NamedTuple):
     blocks: tuple[int, int, int, int]  # of the four stages
     bottleneck: bool = True  # 1x1-3x3-1x1 blocks, else 3x3-3x3
     groups: int = 1  # of the 3x3 convolution (ResNeXt: its cardinality)
-    group_width: int = 64  # channels a group in the first stage
+    group_width: int = 64  # channels a group in the first stage of a body of width 64
 
 
 SHAPES: dict[BodyName, Shape] = {
@@ -83,7 +83,9 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int =
 
 
 class Block(nn.Module):
-    """A residual block: 3x3-3x3 ("basic") or 1x1-3x3-1x1 ("bottleneck"). `planes` is its width in a plain ResNet."""
+    """A residual block: 3x3-3x3 ("basic") or 1x1-3x3-1x1 ("bottleneck"). `planes` is its width in a plain ResNet,
+    64 in the first stage of the usual one.
+    """
 
     def __init__(self, inputs: int, planes: int, stride: int, shape: Shape, config: TrunkConfig) -> None:
         super().__init__()
@@ -119,13 +121,13 @@ class ResNet(nn.Module):
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = make_norm(config.norm, 64, config.norm_eps)
+        self.conv1 = nn.Conv2d(3, config.width, 7, 2, 3, bias=False)
+        self.bn1 = make_norm(config.norm, config.width, config.norm_eps)
         shape = SHAPES[config.body]
-        inputs = 64
+        inputs = config.width
         self.channels: list[int] = []  # of the four stages
         for stage, blocks in enumerate(shape.blocks):
-            planes = 64 * 2**stage
+            planes = config.width * 2**stage
             layers: OrderedDict[str, nn.Module] = OrderedDict()
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1

@@ -16,7 +16,7 @@ from model.config import ModelConfig, NewRows
 # What weights mean, though their shapes need not tell: of the trunk, and of heads, which can learn another meaning.
 TRUNK_MEANINGS = (
     *("input.mean", "input.std", "input.channels"),
-    *("trunk.body", "trunk.neck", "trunk.norm", "trunk.norm_eps", "trunk.stride_in", "trunk.non_local"),
+    *("trunk.body", "trunk.width", "trunk.neck", "trunk.norm", "trunk.norm_eps", "trunk.stride_in", "trunk.non_local"),
     *("trunk.fpn_channels", "trunk.fpn_norm"),
 )
 HEAD_MEANINGS = ("rpn.anchors", "roi.operation", "roi.aligned", "box.weights", "box.norm", "mask.norm")

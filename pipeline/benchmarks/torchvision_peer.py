@@ -28,11 +28,11 @@ def build_peer(config: RunConfig) -> nn.Module:
     model: ModelConfig = config.model
     frozen = model.trunk.norm == "frozen_bn"
     trains_norms = model.trunk.norm == "bn" and model.trunk.freeze_stages == 0
-    supported = frozen or trains_norms
+    supported = (frozen or trains_norms) and model.trunk.width == 64
     if not supported or model.mask is None or model.box is None or model.rpn is None or model.classes is None:
         raise ValueError(
-            "the torchvision peer is built for trunk.norm=frozen_bn, or trunk.norm=bn with trunk.freeze_stages=0, and "
-            f"an RPN and a mask head; got {model.trunk}"
+            "the torchvision peer is built for trunk.norm=frozen_bn, or trunk.norm=bn with trunk.freeze_stages=0, a "
+            f"trunk.width of 64, an RPN and a mask head; got {model.trunk}"
         )
     norm = {"norm_layer": torchvision.ops.FrozenBatchNorm2d} if frozen else {}
     body = torchvision.models.get_model(model.trunk.body, weights=None, **norm)

@@ -15,11 +15,11 @@ from pipeline.variants import Row, Table, row_config
 
 Budget = Literal["tiny", "short", "full"]
 SEEDS: Mapping[Budget, int] = {"tiny": 2, "short": 1, "full": 1}
-TINY_STEPS, TINY_BATCH, TINY_PX = 240, 4, 96
+TINY_STEPS, TINY_BATCH, TINY_PX, TINY_WIDTH = 600, 4, 128, 32
 SHORT_SHARE = 0.05
 _REFERENCE_PX = 800  # shorter side of the paper's pictures
 _PX = TINY_PX / _REFERENCE_PX
-_OBJECT = 0.2  # of COCO's anchors: the scenes' objects fill more of their pictures
+_OBJECT = 0.25  # of COCO's anchors: the scenes' objects fill more of their pictures
 _SMALL: Mapping[BodyName, BodyName] = {
     "resnet50": "resnet18",
     "resnet101": "resnet34",
@@ -79,11 +79,12 @@ def _tiny(config: RunConfig, first: RunConfig) -> Iterator[str]:
     yield from _schedule(config, TINY_STEPS / first.train.steps)
     yield f"optim.warmup_steps={TINY_STEPS // 8}"  # from random weights
     yield f"train.batch_images={max(1, TINY_BATCH * config.train.batch_images // first.train.batch_images)}"
-    yield from ("optim.lr=0.01", f"optim.lr_batch_images={TINY_BATCH}", "optim.clip_norm=10.0")
+    yield from ("optim.lr=0.02", f"optim.lr_batch_images={TINY_BATCH}", "optim.clip_norm=10.0")
     yield from ("init.weights=null", "model.trunk.freeze_stages=0")
     if model.trunk.norm == "frozen_bn":
         yield "model.trunk.norm=bn"
     yield f"model.trunk.body={_SMALL.get(model.trunk.body, model.trunk.body)}"
+    yield f"model.trunk.width={TINY_WIDTH}"
     yield f"model.trunk.fpn_channels={model.trunk.fpn_channels // 4}"
     if model.rpn is not None:
         yield f"model.rpn.anchors.sizes_px={[round(size * _OBJECT, 1) for size in model.rpn.anchors.sizes_px]}"

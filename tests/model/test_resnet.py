@@ -125,6 +125,35 @@ def test_names_and_shapes_are_torchvisions(depth: BodyName) -> None:
     assert shapes == expected
 
 
+@pytest.mark.parametrize("width", [32, 96])
+@pytest.mark.parametrize("depth", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_width_scales_every_layer(depth: BodyName, width: int) -> None:
+    """As torchvision's, whose inputs and outputs of every convolution are width / 64 of the usual."""
+    with torch.device("meta"):
+        body = ResNet(TrunkConfig(depth, width=width, norm="gn"))
+        usual = ResNet(TrunkConfig(depth, norm="gn"))
+    assert body.channels == [channels * width // 64 for channels in usual.channels]
+    for name, module in body.named_modules():
+        if isinstance(module, nn.Conv2d):
+            other = usual.get_submodule(name)
+            assert isinstance(other, nn.Conv2d) and module.groups == other.groups
+            assert module.out_channels == other.out_channels * width // 64
+            assert name == "conv1" or module.in_channels == other.in_channels * width // 64
+
+
+@pytest.mark.parametrize(
+    ("body", "width", "said"),
+    [
+        ("resnet50", 48, "width must be a multiple of 32, got 48"),
+        ("resnet50", 0, "width must be at least 1, got 0"),
+        ("convnext_tiny", 32, "width must be 64 with body convnext_tiny, got 32"),
+    ],
+)
+def test_widths_that_cannot_be(body: BodyName, width: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TrunkConfig(body, width=width)
+
+
 def test_every_depth_of_the_config_is_there() -> None:
     assert set(SHAPES) | set(OTHERS) == set(get_args(BodyName))
 

@@ -49,6 +49,9 @@ VARIANTS: dict[str, ModelConfig] = {
     "mobilenet c4": variant(trunk={"body": "mobilenet_v3_large", "norm": "bn", "neck": "c4"}, **C4_HEADS),
     "convnext": variant(trunk={"body": "convnext_tiny"}),
     "resnext": variant(trunk={"body": "resnext50_32x4d"}),
+    "narrow": variant(trunk={"width": 32}),
+    "narrow c4": variant(trunk={"neck": "c4", "width": 32}, **C4_HEADS),
+    "narrow c5": variant(trunk={"neck": "c5", "width": 32}),
     "non-local": variant(trunk={"non_local": True}),
     "torchvision v2": variant(
         trunk={"norm": "bn", "fpn_norm": "bn"},

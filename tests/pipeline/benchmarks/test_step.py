@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -94,9 +95,10 @@ def test_ranges_leave_the_network_as_it_was() -> None:
     assert model.mask_rcnn.sample_rois is sample and dict(vars(entrant.network)) == own
 
 
-def test_a_model_that_torchvision_lacks_is_refused() -> None:
+@pytest.mark.parametrize("keys", [{"norm": "gn"}, {"width": 32}])
+def test_a_model_that_torchvision_lacks_is_refused(keys: dict[str, Any]) -> None:
     config = load_config(None, SMALL)
-    trunk = dataclasses.replace(config.model.trunk, norm="gn")
+    trunk = dataclasses.replace(config.model.trunk, **keys)
     with pytest.raises(ValueError, match="torchvision peer"):
         build_entrants(
             setting("train", dataclasses.replace(config, model=dataclasses.replace(config.model, trunk=trunk)))

@@ -45,7 +45,7 @@ def test_a_tiny_budget_keeps_what_tells_rows_apart(path: Path) -> None:
         assert (after.model.keypoint is None) == (before.model.keypoint is None)
         assert after.model.roi.operation == before.model.roi.operation
         assert after.model.trunk.neck == before.model.trunk.neck
-        assert max(after.data.train_sizes_px) < 130 and after.train.batch_images <= 4
+        assert max(after.data.train_sizes_px) < 170 and after.model.trunk.width == 32 and after.train.batch_images <= 4
         assert TINY_STEPS <= after.train.steps < 1.2 * TINY_STEPS
         assert all(milestone < after.train.steps for milestone in after.optim.milestones)
         during = after.evaluate.during_training
