@@ -9,7 +9,7 @@ from jobs.shard import shard_shapes, shard_streets
 from jobs.tune import continue_plan, plan_on_cluster, run_plan
 from pipeline.errors import UserError
 from pipeline.search.candidates import Listed
-from pipeline.search.paper import SEEDS, TINY_PX, Budget, budget_config, runnable
+from pipeline.search.paper import SEEDS, TINY_EVALUATOR_CPUS, TINY_PX, Budget, budget_config, runnable
 from pipeline.search.paper_table import cells, shown, write_files
 from pipeline.search.plan import Plan, alone, begin, new_plan, read_plan, trial_config
 from pipeline.search.settings import read_tune, split_overrides
@@ -39,7 +39,7 @@ def paper(
     where = {"data.train": data / "train", "data.val": data / "val", "cluster.runs_dir": runs}
     places = [f"{key}={json.dumps(str(path))}" for key, path in where.items()]  # 2024 and "a #1" are paths too
     if budget == "tiny":
-        places.append("cluster.workers=1")  # rows side by side are quicker
+        places += ["cluster.workers=1", f"cluster.cpus_per_worker={1 - TINY_EVALUATOR_CPUS}"]  # a row a core
     configs = [budget_config(table, row, budget, seed, [*places, *rest]) for seed in range(seeds) for row in rows]
     if budget != "tiny" and configs[0].init.weights is None and table.start != "random":
         raise UserError(f"the table's networks start from {table.start} weights; give them: init.weights=FILE")

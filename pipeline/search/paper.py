@@ -16,6 +16,7 @@ from pipeline.variants import Row, Table, row_config
 Budget = Literal["tiny", "short", "full"]
 SEEDS: Mapping[Budget, int] = {"tiny": 2, "short": 1, "full": 1}
 TINY_STEPS, TINY_BATCH, TINY_PX, TINY_WIDTH = 600, 4, 128, 32
+TINY_EVALUATOR_CPUS = 0.25  # it waits for the end of a training
 SHORT_SHARE = 0.05
 _REFERENCE_PX = 800  # shorter side of the paper's pictures
 _PX = TINY_PX / _REFERENCE_PX
@@ -55,7 +56,7 @@ def budget_config(table: Table, row: Row, budget: Budget, seed: int, overrides: 
     config = apply_overrides(config, overrides)
     config = apply_overrides(config, [f"train.seed={config.train.seed + seed}"])
     steps = config.train.steps
-    during = {"every_steps": steps, "cpus_per_worker": 0.25 if budget == "tiny" else 1.0}
+    during = {"every_steps": steps, "cpus_per_worker": TINY_EVALUATOR_CPUS if budget == "tiny" else 1.0}
     if config.evaluate.during_training is None:  # the end of each training is all that a table shows
         ends = [f"train.checkpoint_every_steps={steps}", f"evaluate.during_training={json.dumps(during)}"]
         config = apply_overrides(config, ends)
