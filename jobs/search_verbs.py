@@ -45,7 +45,7 @@ def paper(
     ] = None,
     overrides: Overrides = None,
     budget: Annotated[
-        Literal["tiny", "short", "full"], typer.Option(help="tiny: minutes on a laptop, with generated scenes.")
+        Literal["tiny", "short", "full"], typer.Option(help="tiny: generated scenes, about half an hour on two cores.")
     ] = "tiny",
     data: Annotated[
         Path | None, typer.Option(metavar="SHARDS", help="Directory of train/ and val/.", show_default=False)

@@ -9,6 +9,7 @@ from pipeline.training.cluster import Layout
 from pipeline.training.placement import Resources, plan_evaluation, plan_workers, total
 
 _EPSILON = 1e-6
+_TRIAL_MEMORY = 3e9  # bytes, at the least: a worker, an evaluator and the actors of Ray Train and Ray Tune
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def plan_trials(
         during: the evaluators of one trial.
         batch_images: has to divide over the workers of a trial.
         decode: "cluster" leaves CPUs to the tasks that decode.
-        concurrent: trials at once; None: as many as fit, or one where the configuration does not say what one takes.
+        concurrent: trials at once; None: as many as fit, in memory too, or one where the configuration
+            does not say what one takes.
         trials: more than these never run at once.
 
     Raises:
@@ -86,13 +88,17 @@ def plan_trials(
 
 
 def _room(cluster: Sequence[Resources], config: ClusterConfig, evaluators: Layout) -> int:
-    """Trials that the totals have room for, where one worker takes what is configured, else a GPU, or a CPU."""
+    """Trials that the totals have room for, where one worker takes what is configured, else a GPU, or a CPU.
+
+    Of memory Ray says what is left beside its object store; a cluster that says nothing has enough.
+    """
     workers = config.workers or 1
     gpus = config.gpus_per_worker if config.gpus_per_worker is not None else float(total(cluster, "GPU") > 0)
     cpus = config.cpus_per_worker if config.cpus_per_worker is not None else 1.0
     needs = {
         "CPU": workers * cpus + evaluators.workers * evaluators.cpus,
         "GPU": workers * gpus + evaluators.workers * evaluators.gpus,
+        "memory": _TRIAL_MEMORY if total(cluster, "memory") else 0.0,
     }
     return max(1, min(int(total(cluster, kind) / need + _EPSILON) for kind, need in needs.items() if need))
 

@@ -50,7 +50,7 @@ class TuneConfig(Section):
     search: Searcher = "random"
     scheduler: Scheduler = "asha"
     seed: int = 0  # of what is tried; the seed of each training is train.seed
-    concurrent: int | None = None  # trials at once; null: as many as the cluster has room for
+    concurrent: int | None = None  # trials at once; null: as many as the cluster has room for (budget.py)
     max_failures: int = 1  # times that a trial which failed is tried again
     grace_steps: int | None = None  # before which no trial is stopped; null: the first evaluation
     reduction_factor: float = 3.0  # one in so many goes on from each rung to the next

@@ -12,7 +12,7 @@ from pipeline.ray_cluster import ClusterError, node_resources
 from pipeline.training.cluster import Layout
 
 MOST_CPU_WORKERS = 8  # without GPUs; more than that is a cluster's choice
-Resources = Mapping[str, float]  # "CPU", "GPU"
+Resources = Mapping[str, float]  # "CPU", "GPU", "memory" (bytes)
 _KINDS = ("CPU", "GPU")
 _EPSILON = 1e-6  # shares of a CPU add up to the whole
 

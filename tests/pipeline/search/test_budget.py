@@ -37,6 +37,15 @@ def test_a_laptop() -> None:
     assert plan(LAPTOP, ClusterConfig(workers=1, cpus_per_worker=0.1), trials=3).concurrent == 3
 
 
+def test_many_cores_and_little_memory() -> None:
+    """A laptop of eight cores and 16 GB must not start eight trainings."""
+    config = ClusterConfig(workers=1, cpus_per_worker=0.5)
+    assert plan([{"CPU": 8.0}], config).concurrent == 8
+    assert plan([{"CPU": 8.0, "memory": 9.5e9}], config).concurrent == 3
+    assert plan([{"CPU": 8.0, "memory": 1e9}], config).concurrent == 1
+    assert plan([{"CPU": 8.0, "memory": 9.5e9}], config, concurrent=5).concurrent == 5  # who asks for it gets it
+
+
 def test_gpus() -> None:
     cluster: list[Resources] = [{"CPU": 32.0, "GPU": 8.0}]
     during = DuringTrainingConfig(gpus_per_worker=0.0)
