@@ -8,7 +8,7 @@ from jobs import paper as module
 from jobs.paper import paper
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.search.plan import Plan
+from pipeline.search.plan import Plan, plan_budget
 
 
 class PlannedError(Exception):
@@ -56,3 +56,13 @@ def test_every_row_is_tried_on_the_data_and_named(shapes: Path, tmp_path: Path, 
     assert plans[0].metric == "box/AP"
     config: RunConfig = plans[0].config
     assert config.evaluate.during_training is not None and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cores", [2, 4])
+def test_tiny_trains_a_row_a_core(shapes: Path, tmp_path: Path, plans: list[Plan], cores: int) -> None:
+    with pytest.raises(PlannedError):
+        paper("2c", "tiny", shapes, tmp_path, None, [])
+    (plan,) = plans
+    assert plan.tune.trials == 10
+    budget = plan_budget(plan, [{"CPU": float(cores)}], [4] * 10, 10)
+    assert (budget.concurrent, budget.workers.workers) == (cores, 1)
