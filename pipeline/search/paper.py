@@ -92,8 +92,7 @@ def _tiny(config: RunConfig, first: RunConfig) -> Iterator[str]:
         yield f"model.rpn.batch_per_image={model.rpn.batch_per_image // 4}"
         for name in ("pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test"):
             yield f"model.rpn.{name}={min(max(getattr(model.rpn, name) // 10, 100), 600)}"
-    share = 8 if model.trunk.neck == "fpn" else 16  # a whole stage of the body runs on each RoI of a C4 or C5
-    yield f"model.roi.batch_per_image={max(model.roi.batch_per_image // share, 32)}"
+    yield f"model.roi.batch_per_image={max(model.roi.batch_per_image // 8, 32)}"
     yield f"model.roi.canonical_size_px={model.roi.canonical_size_px * _OBJECT:.1f}"
     if model.box is not None:
         yield f"model.box.hidden={model.box.hidden // 8}"
